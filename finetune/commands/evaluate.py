@@ -22,18 +22,18 @@ from finetune.commands.evaluation.evaluation_images import (
 from finetune.commands.evaluation.evaluation_result import EvaluateResult
 from finetune.commands.rejected_files import report_unreadable
 from finetune.commands.rejection.evaluated_rejection import evaluate_rejection, judge_answers
-from finetune.commands.rejection.model_rejector import (
-    check_reject_options,
-    complete_run_statistics,
-    create_rejector,
-)
+from finetune.commands.rejection.model_rejector import complete_run_statistics, create_rejector
 from finetune.commands.run_images import read_run_images
 from finetune.commands.target_prior import apply_prior, prior_to_json
 from finetune.config.load import build_config
 from finetune.data.layouts.split_names import SplitSetting
 from finetune.data.manifest import Manifest, check_labels
 from finetune.errors import ConfigError
-from finetune.evaluation.rejection.reject_options import RejectOptions, parse_reject
+from finetune.evaluation.rejection.reject_options import (
+    RejectOptions,
+    check_reject_options,
+    parse_reject,
+)
 from finetune.inference.input_checks import check_views, resize_input
 from finetune.inference.predictor import Predictor
 from finetune.inference.rejection.rejector import Rejector

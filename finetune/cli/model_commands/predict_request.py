@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from finetune.cli.model_commands.predict import predict, separate_images
-from finetune.cli.options.model_options import check_models
+from finetune.cli.options.model_options import check_models, parse_device
 from finetune.cli.options.shard_checks import check_shard_options
 from finetune.cli.options.tta_command import TtaCommand
 from finetune.cli.render.output import print_json
 from finetune.errors import ConfigError
+from finetune.evaluation.rejection.reject_options import check_reject_options, parse_reject
+from finetune.inference.tta import parse_tta
 from finetune.lookup import suggest_name
 
 if TYPE_CHECKING:
@@ -85,6 +87,7 @@ def parse_predict_request(context: typer.Context, args: Sequence[str]) -> Predic
         )
     others = ("output", "output_format", "embeddings", "saliency")
     check_shard_options({f"--{name.replace('_', '-')}": options[name] for name in others})
+    _check_settings(options)
     lists = [Path(file) for file in options["lists"] or ()]
     models, inputs = separate_images([Path(path) for path in options["paths"]], lists)
     check_models(models, options["prior"])
@@ -100,6 +103,23 @@ def parse_predict_request(context: typer.Context, args: Sequence[str]) -> Predic
     tables = TableOptions(is_strict=False) if column is None else TableOptions(image_column=column)
     open_stream(inputs, lists=lists, tables=tables)
     return PredictRequest(tuple(_omit_shards(args)), Path(options["shards"]))
+
+
+def _check_settings(options: Mapping[str, Any]) -> None:
+    """Check the settings that a task would refuse whatever the model is.
+
+    Raises:
+        ConfigError: A value is unknown, or two of them contradict each other.
+    """
+    parse_device(options["device"])
+    views, rules = parse_tta(options["tta"]), parse_reject(options["reject"])
+    if rules is not None:
+        check_reject_options(
+            rules,
+            tta=views,
+            image_size=options["image_size"],
+            others={"--temperature": options["temperature"], "--prior": options["prior"]},
+        )
 
 
 def _parse_options(context: typer.Context, args: Sequence[str]) -> Mapping[str, Any]:

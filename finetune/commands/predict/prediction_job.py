@@ -14,7 +14,6 @@ from finetune.commands.predict.embedding_writers import check_embedding_path
 from finetune.commands.predict.feature_outputs import create_feature_outputs
 from finetune.commands.predict.prediction_row import PredictionRow, RowFormat, build_rows
 from finetune.commands.rejected_files import RangeCheck, RejectionTally
-from finetune.commands.rejection.model_rejector import check_reject_options
 from finetune.commands.run_images import read_column_options
 from finetune.commands.target_prior import apply_prior, prior_to_json
 from finetune.data.layouts.table_options import TableOptions
@@ -22,7 +21,7 @@ from finetune.data.streams.file_streams import FileStream
 from finetune.data.streams.open_stream import open_stream
 from finetune.data.streams.stream_image import StreamImage
 from finetune.errors import ConfigError, DataError
-from finetune.evaluation.rejection.reject_options import RejectOptions
+from finetune.evaluation.rejection.reject_options import RejectOptions, check_reject_options
 from finetune.inference.input_checks import check_views, resize_input
 from finetune.inference.label_predictions import check_top_k
 from finetune.inference.prediction_stream import PredictedBatch, predict_stream

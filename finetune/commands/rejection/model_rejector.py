@@ -1,8 +1,7 @@
 """Rejector of a model that a command has loaded, and whether its options allow one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from finetune.bundle.bundle import ModelBundle
 from finetune.bundle.rejection.rejection_statistics import (
@@ -11,37 +10,11 @@ from finetune.bundle.rejection.rejection_statistics import (
 )
 from finetune.commands.rejection.record_statistics import measure_run_statistics
 from finetune.commands.stored_run import read_stored_config, read_stored_manifest
-from finetune.errors import ConfigError
 from finetune.evaluation.rejection.reject_options import RejectOptions
 from finetune.inference.rejection.feature_pass import check_features
 from finetune.inference.rejection.rejector import Rejector
 from finetune.system import run_folder
-from finetune.types import Reporter, Tta
-
-
-def check_reject_options(
-    options: RejectOptions, *, tta: Tta, image_size: int | None, others: Mapping[str, Any]
-) -> None:
-    """Check that predictions are made as those of the validation images that chose the thresholds.
-
-    Args:
-        options: Rules of ``--reject``.
-        tta: Views of each image.
-        image_size: Side of the input; None for that of the model.
-        others: Values of further options that change probabilities, by their names; None for those
-            that are left as they are.
-
-    Raises:
-        ConfigError: Another option changes the predictions.
-    """
-    given = {f"--tta {tta}": tta is not Tta.NONE, f"--image-size {image_size}": image_size}
-    given |= {f"{name} {value}": value is not None for name, value in others.items()}
-    changed = next((option for option, is_given in given.items() if is_given), None)
-    if changed is not None:
-        raise ConfigError(
-            f"--reject {options} cannot apply with {changed}: its thresholds were chosen on "
-            f"validation images without it. Leave out one of both."
-        )
+from finetune.types import Reporter
 
 
 def create_rejector(

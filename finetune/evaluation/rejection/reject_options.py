@@ -1,9 +1,12 @@
 """Value of the option ``--reject``: which answers are rejected."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from finetune.errors import ConfigError
+from finetune.types import Tta
 
 DEFAULT_FALSE_REJECTIONS = 0.05
 
@@ -53,6 +56,31 @@ def parse_reject(text: "str | bool | RejectOptions | None") -> RejectOptions | N
             raise ConfigError(f"--reject {text}: {key} is given twice. Give {_EXAMPLE}.")
         values[key] = _parse_fraction(text, key, value)
     return RejectOptions(**values)
+
+
+def check_reject_options(
+    options: RejectOptions, *, tta: Tta, image_size: int | None, others: Mapping[str, Any]
+) -> None:
+    """Check that predictions are made as those of the validation images that chose the thresholds.
+
+    Args:
+        options: Rules of ``--reject``.
+        tta: Views of each image.
+        image_size: Side of the input; None for that of the model.
+        others: Values of further options that change probabilities, by their names; None for those
+            that are left as they are.
+
+    Raises:
+        ConfigError: Another option changes the predictions.
+    """
+    given = {f"--tta {tta}": tta is not Tta.NONE, f"--image-size {image_size}": image_size}
+    given |= {f"{name} {value}": value is not None for name, value in others.items()}
+    changed = next((option for option, is_given in given.items() if is_given), None)
+    if changed is not None:
+        raise ConfigError(
+            f"--reject {options} cannot apply with {changed}: its thresholds were chosen on "
+            f"validation images without it. Leave out one of both."
+        )
 
 
 def _parse_fraction(text: str, key: str, value: str) -> float:

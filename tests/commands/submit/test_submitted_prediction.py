@@ -60,6 +60,13 @@ def test_script_of_one_task_is_no_array(tmp_path: Path) -> None:
         (("model", "-", "--shards", "x"), 2, "standard input"),
         (("model", "photos", "--shards", "x", "--output", "a.csv"), 2, "--output a.csv"),
         (("model", "--shards", "x"), 2, "images are missing"),
+        (("model", "photos", "--shards", "x", "--reject", "--tta", "crops"), 2, "with --tta crops"),
+        (("model", "photos", "--shards", "x", "--reject", "--image-size", "64"), 2, "-size 64"),
+        (("model", "photos", "--shards", "x", "--reject", "--prior", "uniform"), 2, "--prior uni"),
+        (("model", "photos", "--shards", "x", "--reject", "--temperature", "2"), 2, "ature 2"),
+        (("model", "photos", "--shards", "x", "--reject", "recall=1"), 2, "recall is no rule"),
+        (("model", "photos", "--shards", "x", "--tta", "flips"), 2, "--tta flips: unknown"),
+        (("model", "photos", "--shards", "x", "--device", "gpu"), 2, "--device gpu"),
     ],
 )
 def test_mistakes_are_found_before_anything_is_submitted(

@@ -28,8 +28,8 @@ def collect_origin_facts(folder: Path, config: Mapping[str, Any]) -> dict[str, A
     """
     cfg = config.get("pretrained_cfg") or config
     head = _read_page_head(folder)
-    names = [name for name in (*_iter_licenses(head), *_iter_licenses(cfg, config)) if name]
-    licence = find_strictest([WeightsOrigin("hub", None, name) for name in names or [None]]).license
+    stated = [WeightsOrigin("hub", None, name) for name in _iter_licenses(head, cfg, config)]
+    licence = find_strictest(stated).license if stated else None
     repository = _find_repository(folder)
     base_model = repository or _get_name(head.get("base_model")) or _get_name(cfg.get("hf_hub_id"))
     label = repository or cfg.get("architecture") or config.get("architecture")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import finetune
 from finetune.bundle.bundle import load_model, save_bundle
 from finetune.bundle.model_page.weights_origin import WeightsOrigin, find_weights_origin
+from finetune.bundle.runtimes.hub_download import download_model
 from finetune.errors import FinetuneError, ModelError, RunFolderError
 from finetune.inference.predictor import Predictor
 from tests.support.hub_server import COMMIT, HubServer, serve_hub
@@ -161,23 +162,27 @@ def test_load_model_of_truncated_weights_raises_run_folder_error(folder: Path) -
         load_model(folder)
 
 
-@pytest.fixture
-def hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    """Serve the folder, with a pickle and code beside it, as the repository ``ann/insects``."""
-    contents = {file.name: file.read_bytes() for file in folder.iterdir()}
-    contents |= {"pytorch_model.bin": b"\x80\x04", "modeling.py": b"raise SystemExit"}
+def build_pages(contents: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Return what the hub serves for a repository ``ann/insects`` with files."""
+    api = "/api/models/ann/insects"
     tree = [
         {"type": "file", "path": name, "size": len(content), "oid": COMMIT}
         for name, content in contents.items()
     ]
     info = {"id": "ann/insects", "sha": COMMIT, "siblings": [{"rfilename": n} for n in contents]}
-    pages = {
-        "/api/models/ann/insects/revision/main": json.dumps(info).encode(),
-        f"/api/models/ann/insects/tree/{COMMIT}?recursive=true&expand=false": json.dumps(
-            tree
-        ).encode(),
+    return {
+        f"{api}/revision/main": json.dumps(info).encode(),
+        f"{api}/tree/{COMMIT}?recursive=true&expand=false": json.dumps(tree).encode(),
         **{f"/ann/insects/resolve/{COMMIT}/{name}": body for name, body in contents.items()},
     }
+
+
+@pytest.fixture
+def hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """Serve the folder, with a pickle and code beside it, as the repository ``ann/insects``."""
+    contents = {file.name: file.read_bytes() for file in folder.iterdir()}
+    contents |= {"pytorch_model.bin": b"\x80\x04", "modeling.py": b"raise SystemExit"}
+    pages = build_pages(contents)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     with serve_hub(pages) as server:
@@ -209,9 +214,18 @@ def test_load_model_of_hub_without_such_model_names_it(hub: HubServer) -> None:
         load_model(Path("hf-hub:ann/other"))
 
 
-def test_load_model_of_hub_with_pickle_alone_is_refused(hub: HubServer) -> None:
-    for page in [page for page in hub.files if page.startswith("/api")]:
-        text = hub.files[page].decode().replace("model.safetensors", "model.pth")
-        hub.files[page] = text.encode()
-    with pytest.raises(RunFolderError, match="contains no model"):
+def test_load_model_of_hub_with_pickle_alone_says_what_it_has(hub: HubServer) -> None:
+    hub.files = build_pages({"config.json": b"{}", "model.pth": b"\x80\x04"})
+    with pytest.raises(
+        ModelError, match=r"neither .* nor model\.onnx, but config\.json, model\.pth"
+    ):
         load_model(Path("hf-hub:ann/insects"))
+    assert not any("model.pth" in request for request in hub.requests)
+
+
+def test_onnx_file_of_hub_is_downloaded_where_there_are_no_safetensors(hub: HubServer) -> None:
+    files = {"model.onnx": b"graph", "model.onnx.data": b"weights", "parity.json": b"{}"}
+    hub.files = build_pages({**files, "model.bin": b"\x80\x04", "old/model.onnx": b"other"})
+    folder = download_model("hf-hub:ann/insects")
+    found = {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert found == files

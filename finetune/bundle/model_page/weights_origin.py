@@ -12,13 +12,27 @@ from finetune.lookup import is_import_path
 _HUB_LABEL = "hub ("
 _HUB_PREFIXES = ("hf-hub:", "hf_hub:")
 
-_NON_COMMERCIAL = ("-nc-", "-nc", "noncommercial", "non-commercial", "apple-amlr")
+_NON_COMMERCIAL = (
+    "-nc-", "-nc", "noncommercial", "non-commercial", "apple-amlr", "h-research", "intel-research",
+    "deepfloyd-if",
+)  # fmt: skip
 
 HUB_LICENSES = frozenset(
     {
-        "apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "bsd", "openrail", "gemma",
-        "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0",
-        "cc-by-nc-nd-4.0", "apple-ascl", "apple-amlr", "gpl-3.0", "agpl-3.0", "lgpl-3.0", "mpl-2.0",
+        "apache-2.0", "mit", "openrail", "bigscience-openrail-m", "creativeml-openrail-m",
+        "bigscience-bloom-rail-1.0", "bigcode-openrail-m", "afl-3.0", "artistic-2.0", "bsl-1.0",
+        "bsd", "bsd-2-clause", "bsd-3-clause", "bsd-3-clause-clear", "c-uda", "cc", "cc0-1.0",
+        "cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0",
+        "cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nd-4.0", "cc-by-nc-nd-3.0",
+        "cc-by-nc-nd-4.0", "cc-by-nc-sa-2.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0",
+        "cdla-sharing-1.0", "cdla-permissive-1.0", "cdla-permissive-2.0", "wtfpl", "ecl-2.0",
+        "epl-1.0", "epl-2.0", "etalab-2.0", "eupl-1.1", "eupl-1.2", "agpl-3.0",
+        "fair-noncommercial-research-license", "gfdl", "gpl", "gpl-2.0", "gpl-3.0", "lgpl",
+        "lgpl-2.1", "lgpl-3.0", "isc", "h-research", "intel-research", "lppl-1.3c", "ms-pl",
+        "apple-ascl", "apple-amlr", "mpl-2.0", "odc-by", "odbl", "openmdw-1.0", "openmdw-1.1",
+        "openrail++", "osl-3.0", "postgresql", "ofl-1.1", "ncsa", "unlicense", "zlib", "pddl", "lgpl-lr",
+        "deepfloyd-if-license", "llama2", "llama3", "llama3.1", "llama3.2", "llama3.3", "llama4",
+        "grok2-community", "gemma",
     }
 )  # fmt: skip
 """Licences that the hub knows by these names; others are ``other`` with a ``license_name``."""

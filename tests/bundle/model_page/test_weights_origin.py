@@ -7,6 +7,7 @@ import pytest
 
 from finetune.bundle.bundle import save_bundle
 from finetune.bundle.model_card import ModelCard, read_card_json
+from finetune.bundle.model_page.page_head import build_page_head
 from finetune.bundle.model_page.weights_origin import (
     WeightsOrigin,
     describe_weights,
@@ -14,6 +15,8 @@ from finetune.bundle.model_page.weights_origin import (
     find_weights_origin,
 )
 from finetune.models.backbone import create_network
+from finetune.types import PreprocessSpec
+from tests.support.hub_repositories import read_page_head
 
 HUB = WeightsOrigin("hub", "timm/resnet18.a1_in1k", "apache-2.0")
 RESTRICTED = WeightsOrigin("hub", "timm/convnextv2_atto.fcmae", "cc-by-nc-4.0")
@@ -61,3 +64,26 @@ def test_several_origins_follow_the_strictest_licence() -> None:
     assert find_strictest([HUB, unknown, RESTRICTED]) == RESTRICTED
     assert find_strictest([HUB, unknown]) == unknown
     assert find_strictest([WeightsOrigin("random"), HUB]) == WeightsOrigin("random")
+
+
+@pytest.mark.parametrize(
+    ("name", "written", "license_name"),
+    [
+        ("gpl-2.0", "gpl-2.0", None),
+        ("ISC", "isc", None),
+        ("Unlicense", "unlicense", None),
+        ("bsl-1.0", "bsl-1.0", None),
+        ("lgpl-2.1", "lgpl-2.1", None),
+        ("cc-by-3.0", "cc-by-3.0", None),
+        ("openrail++", "openrail++", None),
+        ("eupl-1.2", "eupl-1.2", None),
+        ("My-Terms-2", "other", "my-terms-2"),
+    ],
+)
+def test_head_has_a_licence_as_the_hub_lists_it(
+    name: str, written: str, license_name: str | None
+) -> None:
+    spec = PreprocessSpec((3, 32, 32), (0.5,) * 3, (0.5,) * 3, "bilinear", 1.0, "center")
+    card = ModelCard("test_resnet", {}, ("a", "b"), spec, {})
+    head = read_page_head(build_page_head(card, HUB, title="net", own_license=name))
+    assert (head["license"], head.get("license_name")) == (written, license_name)

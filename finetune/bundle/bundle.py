@@ -175,16 +175,17 @@ def load_model(path: Path) -> ModelBundle:
     refusal = explain_pickle(path) if path.is_file() else None
     if refusal is not None:
         raise RunFolderError(refusal)
+    root = path if path.is_dir() else path.parent
     folder = find_bundle(path)
     if folder is not None:
-        return _load_bundle(folder)
+        return _load_bundle(folder, root=root)
     best = path / "checkpoints" / "best.ckpt"
     if best.is_file():
-        return _load_checkpoint(best)
+        return _load_checkpoint(best, root=root)
     if (loaded := load_other_model(path)) is not None:
         return ModelBundle(*loaded, path)
     if path.is_file():
-        return _load_checkpoint(path)
+        return _load_checkpoint(path, root=root)
     if (path / "study.json").is_file():
         raise RunFolderError(
             f"{path} is the folder of finetune tune, whose models are those of its trials: "
@@ -199,20 +200,21 @@ def load_model(path: Path) -> ModelBundle:
     )
 
 
-def _load_bundle(folder: Path, *, is_member: bool = False) -> ModelBundle:
+def _load_bundle(folder: Path, *, root: Path, is_member: bool = False) -> ModelBundle:
+    """Return the model of a bundle; no code is imported from below ``root``."""
     tree = read_card_json(folder)
     try:
         if is_ensemble(tree):
             if is_member:
                 raise ValueError("a member of an ensemble is an ensemble")
-            return _load_ensemble(folder, tree)
+            return _load_ensemble(folder, tree, root=root)
         card = ModelCard.from_json(tree)
         check_digests(tree)
         check_timm_config(folder, card)
         weights = folder / "model.safetensors"
         _check_sha256(weights, tree["sha256"])
         state = load_file(weights)
-        return ModelBundle(build_stored_network(card, state, folder), card, folder)
+        return ModelBundle(build_stored_network(card, state, root), card, folder)
     except (ModelError, RunFolderError) as error:
         is_named = str(error).startswith(str(folder))
         raise type(error)(str(error) if is_named else f"{folder}: {error}") from error
@@ -225,17 +227,17 @@ def _load_bundle(folder: Path, *, is_member: bool = False) -> ModelBundle:
         ) from error
 
 
-def _load_ensemble(folder: Path, tree: Mapping[str, Any]) -> ModelBundle:
+def _load_ensemble(folder: Path, tree: Mapping[str, Any], *, root: Path) -> ModelBundle:
     folders, weights, facts = parse_ensemble(tree)
     check_digests(tree)
     for member in folders:
         if not (folder / member).resolve().is_relative_to(folder.resolve()):
             raise ValueError(f"the link {member} leads out of the folder")
-    members = [_load_bundle(folder / member, is_member=True) for member in folders]
+    members = [_load_bundle(folder / member, root=root, is_member=True) for member in folders]
     return combine_models(members, weights=weights, facts=facts, source=folder)
 
 
-def _load_checkpoint(file: Path) -> ModelBundle:
+def _load_checkpoint(file: Path, *, root: Path) -> ModelBundle:
     try:
         checkpoint = load_checkpoint_file(file)
         card = ModelCard.from_json(checkpoint[CARD_KEY])
@@ -244,7 +246,7 @@ def _load_checkpoint(file: Path) -> ModelBundle:
             name.removeprefix(NETWORK_PREFIX): averaged.get(name, value)
             for name, value in checkpoint["state_dict"].items()
         }
-        return ModelBundle(build_stored_network(card, state, file.parent), card, file)
+        return ModelBundle(build_stored_network(card, state, root), card, file)
     except (ModelError, RunFolderError) as error:
         raise type(error)(f"{file}: {error}") from error
     except Exception as error:

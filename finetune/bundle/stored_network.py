@@ -12,7 +12,7 @@ from finetune.bundle.verification.weights_check import check_num_classes, check_
 from finetune.errors import ModelError
 from finetune.lookup import is_import_path
 from finetune.models import torchvision_models
-from finetune.models.custom.code_import import check_import_is_outside
+from finetune.models.custom.code_trust import check_stored_code, is_torchvision_network
 from finetune.models.custom.custom_network import create_custom_network
 from finetune.models.mlp_head import MlpSettings, attach_mlp_head
 
@@ -30,20 +30,23 @@ def build_stored_network(
     """Return the network of a card with its weights.
 
     Args:
-        card: Model card; it may name code of the user, which is imported from where Python finds
-            it, but not from the model's own folder.
+        card: Model card; it may name code of the user, which is imported if the user trusts it, see
+            ``check_stored_code``.
         state: Weights.
-        folder: Folder of the model.
+        folder: Folder of the model, which no code is imported from.
 
     Raises:
-        ModelError: timm does not know the backbone, or it cannot be imported.
+        ModelError: timm does not know the backbone, it cannot be imported, or is not trusted.
         ValueError: The weights are not those of such a network, or the arguments name other files.
     """
-    if reserved := _OTHER_WEIGHTS & card.model_args.keys():
+    other_weights = _OTHER_WEIGHTS | (
+        {"weights", "weights_backbone"} if is_torchvision_network(card.backbone) else set()
+    )
+    if reserved := other_weights & card.model_args.keys():
         raise ValueError(f"model_args has {', '.join(sorted(reserved))}, which load other weights")
     check_num_classes(state, len(card.classes))
     if is_import_path(card.backbone):
-        check_import_is_outside(card.backbone, folder)
+        check_stored_code(card.backbone, folder)
         network = create_custom_network(
             card.backbone,
             num_classes=len(card.classes),

@@ -13,6 +13,7 @@ from finetune.errors import ModelError
 from finetune.lookup import is_import_path, suggest_name
 from finetune.models import torchvision_models
 from finetune.models.custom.code_import import import_function
+from finetune.models.custom.code_trust import remember_backbone
 from finetune.models.custom.contract import find_missing_keys
 from finetune.models.custom.custom_network import create_custom_network, load_weights
 from finetune.models.layer_groups import find_classifier_parameters
@@ -197,6 +198,7 @@ def check_backbone_name(backbone: str) -> None:
     """
     if is_import_path(backbone):
         import_function(backbone)
+        remember_backbone(backbone)
         return
     if backbone.startswith(("hf-hub:", "hf_hub:")):
         return

@@ -44,6 +44,12 @@ def load_hub_folder(folder: Path) -> tuple[nn.Module, ModelCard]:
             raise ValueError(f"{CONFIG_FILE} contains no object")
         if "architecture" not in config:
             raise ModelError(_explain_foreign_config(config))
+        if is_import_path(name := str(config["architecture"])):
+            raise ModelError(
+                f"{CONFIG_FILE} names code, '{name}', as the architecture. Such code is not "
+                f"executed; timm and transformers write names of timm's networks there. Take the "
+                f"model from an author whom you trust."
+            )
         card = read_timm_card(config, facts=collect_origin_facts(folder, config))
         check_is_inside(folder / _WEIGHTS)
         state = load_file(folder / _WEIGHTS)

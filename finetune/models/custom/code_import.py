@@ -1,7 +1,7 @@
 """Import of the function that builds a network of one's own, and a digest of its code."""
 
 import hashlib
-import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +10,8 @@ from typing import Any
 from torch import nn
 
 from finetune.errors import FinetuneError, ModelError
-from finetune.lookup import has_parameter, look_up
+from finetune.lookup import look_up
+from finetune.models.custom.code_trust import is_torchvision_network
 
 _SIGNATURE = "def {name}(num_classes, in_chans=3, **kwargs)"
 
@@ -41,7 +42,7 @@ def import_function(backbone: str) -> Callable[..., Any]:
             f"'{backbone}' is {describe_type(function)}, not a function. Write "
             f"{format_signature(backbone)} that returns the network."
         )
-    if not has_parameter(function, "num_classes"):
+    if not _names_num_classes(function) and not is_torchvision_network(backbone):
         raise ModelError(
             f"'{backbone}' has no parameter num_classes. Write {format_signature(backbone)}."
         )
@@ -49,28 +50,15 @@ def import_function(backbone: str) -> Callable[..., Any]:
     return build
 
 
-def check_import_is_outside(backbone: str, folder: Path) -> None:
-    """Check that a module would not be imported from a folder of a model, which may be foreign.
+def _names_num_classes(function: Callable[..., Any]) -> bool:
+    """Return whether a function has a parameter of that name: any other keyword is no network's.
 
-    Raises:
-        ModelError: It would.
+    Functions that pass all keywords on include those that download and execute files.
     """
-    name = backbone.partition(":")[0].partition(".")[0]
     try:
-        spec = importlib.util.find_spec(name)
-    except (ImportError, ValueError):
-        return  # reported when it is imported
-    if spec is None:
-        return
-    locations = [spec.origin, *(spec.submodule_search_locations or ())]
-    root = folder.resolve()
-    for location in locations:
-        if location is not None and Path(location).resolve().is_relative_to(root):
-            raise ModelError(
-                f"The model in {folder} names code, '{backbone}', that is in the same folder "
-                f"({location}). Such code is not executed. If you trust it, copy the module to a "
-                f"folder of your own, and run from there or put that folder on PYTHONPATH."
-            )
+        return "num_classes" in inspect.signature(function).parameters
+    except (TypeError, ValueError):  # compiled functions have no signature
+        return False
 
 
 def compute_code_digest(network: nn.Module, backbone: str) -> str:

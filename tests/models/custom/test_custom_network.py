@@ -14,7 +14,7 @@ from torch import nn
 from finetune.errors import ModelError
 from finetune.models.backbone import Network, create_network
 from finetune.models.classifier import ImageClassifier
-from finetune.models.custom.code_import import check_import_is_outside, compute_code_digest
+from finetune.models.custom.code_import import compute_code_digest
 from finetune.models.head import compute_backbone_digest, find_linear_head
 from finetune.models.layer_groups import find_layer_groups
 from tests.support.helpers import ROOT
@@ -219,15 +219,10 @@ def test_standard_library_is_refused() -> None:
         _create("subprocess:Popen")
 
 
-def test_code_beside_a_model_is_not_imported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "foreign_network.py").write_text("raise SystemExit", encoding="utf-8")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(ModelError, match="not executed"):
-        check_import_is_outside("foreign_network:create_model", tmp_path)
-    check_import_is_outside("foreign_network:create_model", tmp_path / "bundle")
-    assert "foreign_network" not in sys.modules
+@pytest.mark.parametrize("backbone", ["torch.hub:load", "timm:create_model", "torch:add"])
+def test_function_without_a_named_number_of_classes_is_refused(backbone: str) -> None:
+    with pytest.raises(ModelError, match="no parameter num_classes"):
+        _create(backbone)
 
 
 def test_features_of_changed_code_are_others(modules: Modules) -> None:

@@ -7,10 +7,12 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from finetune.commands.predict.output_checks import check_distinct_outputs, check_no_input
 from finetune.commands.predict.predict_result import PredictResult, PredictSummary
 from finetune.commands.predict.prediction_job import PredictionJob, PredictOptions
 from finetune.commands.predict.prediction_row import PredictionRow, RowFormat
 from finetune.commands.predict.row_writers import (
+    OutputFormat,
     RowWriter,
     TextWriter,
     choose_format,
@@ -100,15 +102,13 @@ def write_predictions(
     Raises:
         FinetuneError: Invalid arguments, model or data; the message names the remedy.
     """
-    if output is not None and output.is_dir():
-        raise RunFolderError(
-            f"--output {output} is a folder. Give the path of a .csv, .jsonl or .parquet file; a "
-            f"folder of Parquet files is written with --shards."
-        )
-    chosen = choose_format(output, output_format)
+    chosen = _check_outputs(output, output_format, options.embeddings)
     if saliency is not None:
         check_overlay_folder(saliency)
     job = PredictionJob(models, inputs, lists=lists, options=options, reporter=reporter)
+    check_no_input({"--output": output}, job.stream, models)
+    if chosen != "jsonl" and (output is not None or print_text is not None):
+        job.form.list_columns()  # whose names may not be distinct
     overlays = None
     with ExitStack() as stack:
         writers: list[RowWriter] = []
@@ -134,6 +134,24 @@ def write_predictions(
                 reporter=reporter,
             )
     return replace(summarise_job(job), output=output, saliency=overlays)
+
+
+def _check_outputs(
+    output: Path | None, output_format: str | None, embeddings: Path | None
+) -> OutputFormat:
+    """Return the format of the rows, and check the paths of files as far as they tell.
+
+    Raises:
+        ConfigError: The format is unknown, or one file has two contents.
+        RunFolderError: The path of a file is that of a folder.
+    """
+    if output is not None and output.is_dir():
+        raise RunFolderError(
+            f"--output {output} is a folder. Give the path of a .csv, .jsonl or .parquet file; a "
+            f"folder of Parquet files is written with --shards."
+        )
+    check_distinct_outputs({"--output": output, "--embeddings": embeddings})
+    return choose_format(output, output_format)
 
 
 def summarise_job(job: PredictionJob) -> PredictSummary:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 from finetune.bundle.model_card import ModelCard
+from finetune.errors import ConfigError
 from finetune.inference.label_scoring import predict_labels
 from finetune.inference.prediction_stream import PredictedBatch
 from finetune.types import Judgement, Prediction
@@ -89,7 +90,11 @@ class RowFormat:
     extra: tuple[Column, ...] = ()
 
     def list_columns(self) -> list[Column]:
-        """Return the columns: path, labels and probabilities, further ones, and error."""
+        """Return the columns: path, labels and probabilities, further ones, and error.
+
+        Raises:
+            ConfigError: The column of a class has the name of that of a rank.
+        """
         columns = [Column("path", "text")]
         if self.is_multi_label:
             columns.append(Column("labels", "texts"))
@@ -99,7 +104,17 @@ class RowFormat:
                 columns.append(Column(f"label{suffix}", "text"))
                 columns.append(Column(f"probability{suffix}", "number"))
         if self.keeps_all:
-            columns += [Column(f"probability_{name}", "number") for name in self.classes]
+            ranks = {column.name for column in columns}
+            for name in self.classes:
+                column = Column(f"probability_{name}", "number")
+                if column.name in ranks:
+                    raise ConfigError(
+                        f"--top-k {self.top_k} with --all-probabilities has two columns "
+                        f"{column.name}: that of rank {name}, and that of the class '{name}'. "
+                        f"Leave out one of the options, or write JSON lines (--output-format "
+                        f"jsonl)."
+                    )
+                columns.append(column)
         return [*columns, *self.extra, Column("error", "text")]
 
     def list_cells(self, row: PredictionRow) -> list[Any]:

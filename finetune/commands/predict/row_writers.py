@@ -56,8 +56,8 @@ class TextWriter:
         self, form: RowFormat, output_format: OutputFormat, write_text: Callable[[str], Any]
     ) -> None:
         self._form = form
-        self._columns = form.list_columns()
         self._is_csv = output_format == "csv"
+        self._columns = form.list_columns() if self._is_csv else []
         self._write_text = write_text
         if self._is_csv:
             write_text(_format_lines([[column.name for column in self._columns]]))

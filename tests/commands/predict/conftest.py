@@ -14,12 +14,14 @@ from tests.support.helpers import write_images
 SPEC = PreprocessSpec((3, 32, 32), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
 
 
-def write_bundle(folder: Path, *, seed: int) -> Path:
+def write_bundle(
+    folder: Path, *, seed: int, classes: tuple[str, ...] = ("ant", "bee", "cat")
+) -> Path:
     """Write the bundle of a small network with random weights."""
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         network = timm.create_model("test_resnet", num_classes=3).eval()
-    save_bundle(network, ModelCard("test_resnet", {}, ("ant", "bee", "cat"), SPEC), folder)
+    save_bundle(network, ModelCard("test_resnet", {}, classes, SPEC), folder)
     return folder
 
 

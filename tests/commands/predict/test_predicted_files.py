@@ -17,6 +17,7 @@ from finetune.bundle.bundle import load_model
 from finetune.errors import ConfigError, DataError
 from finetune.inference.predictor import Predictor
 from tests.cli.conftest import Cli
+from tests.commands.predict.conftest import write_bundle
 from tests.support.helpers import list_names
 from tests.support.parquet import write_hub_file
 
@@ -187,3 +188,56 @@ def test_several_processes_without_shards_are_refused(
                        "MASTER_ADDR": "x", "MASTER_PORT": "1"}.items():  # fmt: skip
         monkeypatch.setenv(key, value)
     assert "Add --shards FOLDER" in cli.fails("predict", tiny, many, code=ConfigError.exit_code)
+
+
+def test_columns_of_ranks_and_of_classes_that_are_numbers_are_not_mixed_up(
+    cli: Cli, many: Path, tmp_path: Path
+) -> None:
+    model = write_bundle(tmp_path / "digits", seed=0, classes=("1", "2", "3"))
+    words = ("predict", model, many / "00.png", "--device", "cpu", "--all-probabilities")
+    assert list(read_csv(cli.ok(*words).out)[0])[3:] == [
+        "probability_1", "probability_2", "probability_3", "error"
+    ]  # fmt: skip
+    outputs = [("--output", tmp_path / f"p.{suffix}") for suffix in ("csv", "parquet")]
+    for output in ((), *outputs, ("--shards", tmp_path / "parts")):
+        message = cli.fails(*words, "--top-k", 2, *output, code=ConfigError.exit_code)
+        assert "two columns probability_2: that of rank 2" in message
+    assert list_names(tmp_path) == ["digits"]
+    lines = tmp_path / "p.jsonl"
+    cli.ok(*words, "--top-k", 2, "--output", lines)
+    row = json.loads(lines.read_text())
+    assert (len(row["top"]), sorted(row["probabilities"])) == (2, ["1", "2", "3"])
+
+
+def test_outputs_are_distinct_and_replace_no_input(
+    cli: Cli, tiny: Path, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    image = many / "00.png"
+    Path("t.csv").write_text(f"path\n{image}\n")
+    Path("x.txt").write_text(f"{image}\n")
+    write_hub_file(tmp_path / "hub/0.parquet", [(image.read_bytes(), "0.png", 0)])
+    Path("photos").mkdir()
+    Path("photos/a.png").write_bytes(image.read_bytes())
+    Path("link.csv").symlink_to("t.csv")
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    same = "are the same file"
+    replaced = "would replace an input"
+    cases: list[tuple[tuple[object, ...], str]] = [
+        ((image, "--output", "x.csv", "--embeddings", "./x.csv"), same),
+        (("t.csv", "--output", "t.csv"), replaced),
+        (("t.csv", "--output", "link.csv"), replaced),
+        (("photos", "t.csv", "--output", tmp_path / "t.csv"), replaced),
+        (("--list", "x.txt", "--output", "x.txt"), replaced),
+        (("hub", "--output", "hub/0.parquet"), replaced),
+        (("hub/*.parquet", "--embeddings", "hub/0.parquet"), replaced),
+        (("photos/a.png", "--output", "photos/a.png", "--output-format", "csv"), replaced),
+        (("photos", "--output", "photos/a.png", "--output-format", "csv"), replaced),
+    ]
+    for words, part in cases:
+        message = cli.fails("predict", tiny, *words, code=ConfigError.exit_code)
+        assert part in message, words
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+    cli.ok(
+        "predict", tiny, "t.csv", "--output", "p.csv", "--embeddings", "e.csv", "--device", "cpu"
+    )

@@ -3,7 +3,7 @@
 import asyncio
 import base64
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,14 +11,14 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from finetune.errors import DataError
 from finetune.server.batching.prediction_pipeline import PredictionPipeline, Result
+from finetune.server.batching.saliency_worker import SaliencyWorker
 from finetune.server.connections.access_control import AccessControl
 from finetune.server.intake.body_budget import BodyBudget
 from finetune.server.intake.limits import ServerLimits
-from finetune.server.intake.rejection import RejectionError, reject_image
+from finetune.server.intake.rejection import RejectionError
 from finetune.server.intake.uploads import receive_uploads
 from finetune.server.routes import PAGE_PATHS, build_api, build_pages
 from finetune.server.served_model import ServedModel, Upload
@@ -56,8 +56,7 @@ class ModelServer:
             model, limits=limits, metrics=self.metrics, seconds_per_image=seconds_per_image
         )
         self.budget = BodyBudget(limits.max_total_bytes)
-        self._saliency_pool = ThreadPoolExecutor(1, thread_name_prefix="saliency")
-        self._is_drawing = False
+        self._saliency = SaliencyWorker(model, limits=limits)
         self._assets = read_assets()
         self._page = render_page(version, needs_token=token is not None)
         api = FastAPI(
@@ -66,6 +65,7 @@ class ModelServer:
             description="Classes of images by one model.",
             docs_url=None,  # FastAPI's own pages load scripts from elsewhere
             redoc_url=None,
+            redirect_slashes=False,  # would name another address, after the Host header
         )
         api.include_router(build_api(self))
         api.include_router(build_pages(self))
@@ -77,7 +77,10 @@ class ModelServer:
         api.add_exception_handler(HTTPException, _handle_http_error)
         paths = frozenset(map(_get_first_part, (*schema["paths"], *PAGE_PATHS)))
         self.app: ASGIApp = AccessControl(
-            api, token=token, metrics=self.metrics, name_path=partial(_name_path, paths)
+            _answer_head(api),
+            token=token,
+            metrics=self.metrics,
+            name_path=partial(_name_path, paths),
         )
 
     def start(self) -> None:
@@ -86,7 +89,7 @@ class ModelServer:
 
     def stop(self) -> None:
         """End the threads."""
-        self._saliency_pool.shutdown(wait=False, cancel_futures=True)
+        self._saliency.stop()
         self.pipeline.stop()
 
     def get_page(self) -> str:
@@ -136,30 +139,17 @@ class ModelServer:
         """Return the saliency picture of the image of a request."""
         if self.model.saliency_reason:
             return {"label": "", "picture": None, "reason": self.model.saliency_reason}
-        if self._is_drawing:
-            raise RejectionError(
-                429,
-                "saliency_busy",
-                "Another picture is being drawn. Try again later.",
-                retry_seconds=2,
-            )
-        async with receive_uploads(request, limits=self.limits, budget=self.budget) as uploads:
-            drawing = asyncio.get_running_loop().run_in_executor(
-                self._saliency_pool, self.model.draw_saliency, uploads[0]
-            )
-            self._is_drawing = True
-            drawing.add_done_callback(self._end_drawing)
+        self._saliency.check_room()
+        limits = replace(self.limits, max_files=1)
+        async with receive_uploads(request, limits=limits, budget=self.budget) as (upload,):
+            disconnected = asyncio.ensure_future(request.receive())
             try:
-                picture = await asyncio.shield(drawing)
-            except DataError as error:
-                raise reject_image(error, uploads[0].content) from error
+                picture = await self._saliency.draw(upload, disconnected=disconnected)
+            finally:
+                disconnected.cancel()
         data = picture.picture
         url = None if data is None else f"data:image/png;base64,{base64.b64encode(data).decode()}"
         return {"label": picture.label, "picture": url, "reason": picture.reason}
-
-    def _end_drawing(self, drawing: object) -> None:
-        del drawing
-        self._is_drawing = False
 
     def _describe(
         self, upload: Upload, result: Result, *, top_k: int, has_all: bool
@@ -182,6 +172,16 @@ class ModelServer:
         )
         detail = "The server has an error. Its messages say more."
         return JSONResponse({"reason": "internal_error", "detail": detail}, 500)
+
+
+def _answer_head(app: ASGIApp) -> ASGIApp:
+    """Return an application that answers HEAD as GET; the HTTP server leaves out the content."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        is_head = scope["type"] == "http" and scope["method"] == "HEAD"
+        await app({**scope, "method": "GET"} if is_head else scope, receive, send)
+
+    return answer
 
 
 def _get_first_part(path: str) -> str:

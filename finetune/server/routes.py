@@ -2,11 +2,12 @@
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from finetune.server import response_models
+from finetune.server.query_check import check_query
 
 if TYPE_CHECKING:
     from finetune.server.application import ModelServer
@@ -16,25 +17,16 @@ DEFAULT_TOP_K = 5
 PAGE_PATHS = ("/", "/docs", "/assets", "/openapi.json")
 """Paths that the OpenAPI description leaves out."""
 
-_UPLOAD_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "image/*": {"schema": {"type": "string", "format": "binary"}},
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "properties": {
-                        "file": {
-                            "type": "array",
-                            "items": {"type": "string", "format": "binary"},
-                        }
-                    },
-                }
-            },
-        },
-    }
-}
+_FILE: dict[str, Any] = {"type": "string", "format": "binary"}
+
+
+def _describe_body(file: dict[str, Any]) -> dict[str, Any]:
+    """Return the OpenAPI description of a body with an image, or a form with a field ``file``."""
+    form = {"schema": {"type": "object", "properties": {"file": file}}}
+    content = {"image/*": {"schema": _FILE}, "multipart/form-data": form}
+    return {"requestBody": {"required": True, "content": content}}
+
+
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": response_models.ErrorBody, "description": text}
     for status, text in (
@@ -43,7 +35,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         (408, "The request did not arrive in time."),
         (413, "Too many bytes, pixels or files."),
         (415, "Not an image, or of a format that is not read."),
-        (422, "A damaged image, no file, or an invalid parameter."),
+        (422, "A damaged image, no file, or an invalid or unknown parameter."),
         (429, "Too much work in progress; see the header Retry-After."),
         (503, "The answer took too long."),
     )
@@ -52,7 +44,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 
 def build_api(server: "ModelServer") -> APIRouter:
     """Return the routes for programs."""
-    router = APIRouter(default_response_class=JSONResponse)
+    router = APIRouter(default_response_class=JSONResponse, dependencies=[Depends(check_query)])
     facts = server.model.facts
 
     @router.post(
@@ -60,7 +52,7 @@ def build_api(server: "ModelServer") -> APIRouter:
         summary="Predict the classes of one image or several",
         response_model=response_models.PredictResponse,
         responses=_ERRORS,
-        openapi_extra=_UPLOAD_BODY,
+        openapi_extra=_describe_body({"type": "array", "items": _FILE}),
     )
     async def predict(
         request: Request,
@@ -76,14 +68,13 @@ def build_api(server: "ModelServer") -> APIRouter:
         summary="Draw what the predicted class of an image depends on",
         response_model=response_models.SaliencyResponse,
         responses=_ERRORS,
-        openapi_extra=_UPLOAD_BODY,
+        openapi_extra=_describe_body(_FILE),
     )
     async def saliency(request: Request) -> Response:
         return JSONResponse(await server.draw_saliency(request))
 
-    @router.api_route(
+    @router.get(
         "/health",
-        methods=["GET"],
         summary="Tell whether the server answers",
         response_model=response_models.HealthResponse,
     )
@@ -147,7 +138,7 @@ def build_pages(server: "ModelServer") -> APIRouter:
     """Return the pages and their files."""
     router = APIRouter(include_in_schema=False)
 
-    @router.api_route("/", methods=["GET", "HEAD"])
+    @router.get("/")
     async def page() -> Response:
         return HTMLResponse(server.get_page())
 

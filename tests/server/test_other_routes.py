@@ -1,12 +1,10 @@
-"""Tests of the description of a model, its samples, saliency pictures, metrics and pages."""
+"""Tests of the description of a model, its samples, metrics and pages, and of what they refuse."""
 
 import json
-from dataclasses import replace
 
 import pytest
 
-from finetune.bundle.bundle import ModelBundle, combine_models
-from finetune.server.served_model import SaliencyPicture
+from finetune.bundle.bundle import ModelBundle
 from tests.server.conftest import CLASSES, LIMITS, TEMPERATURE, Starter, create_model, create_photo
 
 
@@ -74,6 +72,8 @@ def test_openapi_describes_what_a_client_sends(start: Starter) -> None:
     assert operation["requestBody"]["content"].keys() == {"image/*", "multipart/form-data"}
     assert {p["name"] for p in operation["parameters"]} == {"top_k", "all"}
     assert operation["responses"].keys() >= {"200", "413", "415", "422", "429"}
+    saliency = schema["paths"]["/saliency"]["post"]["requestBody"]["content"]
+    assert saliency["multipart/form-data"]["schema"]["properties"]["file"]["type"] == "string"
     assert schema["paths"].keys() >= {"/health", "/metadata", "/metrics", "/saliency"}
 
 
@@ -84,40 +84,43 @@ def test_docs_page_shows_each_route_and_loads_nothing_from_elsewhere(start: Star
     assert "//" not in text.replace("http://HOST:PORT", "")
 
 
-def test_saliency_is_a_picture_or_a_reason(
-    start: Starter, bundle: ModelBundle, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("request_line", "detail"),
+    [
+        ("POST /predict?top-k=2", "top-k: unknown parameter. Did you mean 'top_k'?"),
+        ("POST /predict?all=true&all=false", "all: given more than once."),
+        ("POST /saliency?label=ant", "label: unknown parameter. /saliency takes none."),
+        ("GET /metrics?name[]=a", "name[]: unknown parameter. /metrics takes none."),
+        ("GET /samples/0?size=9", "size: unknown parameter. /samples/0 takes none."),
+    ],
+)
+def test_unknown_query_parameters_are_refused(
+    start: Starter, request_line: str, detail: str
 ) -> None:
-    model = create_model(bundle)
-    client = start(model)
-    found = client.post("/saliency", content=create_photo()).json()
-    assert found["picture"] is None
-    assert found["reason"]  # a network of random weights has no map that can be trusted
-    assert client.post("/saliency", content=b"text").status_code == 415
-    monkeypatch.setattr(model, "draw_saliency", lambda _: SaliencyPicture("bée", b"png"))
-    found = client.post("/saliency", content=create_photo()).json()
-    assert found == {"label": "bée", "picture": "data:image/png;base64,cG5n", "reason": ""}
+    method, path = request_line.split()
+    answer = start().request(method, path, content=create_photo() if method == "POST" else None)
+    assert answer.status_code == 422
+    assert answer.json() == {"reason": "invalid_parameter", "detail": detail}
 
 
-def test_saliency_is_off_for_ensembles_and_when_too_slow(
-    start: Starter, bundle: ModelBundle
-) -> None:
-    other = replace(bundle, card=replace(bundle.card, temperature=2.0))
-    ensemble = create_model(combine_models([bundle, other]))
-    answer = start(ensemble).post("/saliency", content=create_photo()).json()
-    assert answer["reason"].startswith("An ensemble has no saliency map")
-    slow = create_model(bundle)
-    slow._max_saliency_seconds = 0.0
-    slow.measure_seconds(2)
-    client = start(slow)
-    assert client.get("/metadata").json()["has_saliency"] is False
-    assert "longer than the server's time limit" in client.post("/saliency").json()["reason"]
-
-
-def test_saliency_of_one_image_does_not_disturb_predictions(
-    start: Starter, bundle: ModelBundle
-) -> None:
+def test_other_address_is_not_found_and_not_redirected(start: Starter) -> None:
     client = start()
-    before = client.post("/predict?all=true", content=create_photo()).json()
-    client.post("/saliency", content=create_photo())
-    assert client.post("/predict?all=true", content=create_photo()).json() == before
-    assert not bundle.network.training
+    for path in ("/health/", "/predict/", "/docs/"):
+        answer = client.get(path, follow_redirects=False)
+        assert (answer.status_code, answer.json()["reason"]) == (404, "not_found")
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/health", "/metadata", "/metrics", "/samples/0", "/docs", "/assets/page.js"]
+)
+def test_head_is_answered_as_get_without_the_content(start: Starter, path: str) -> None:
+    client = start()
+    answer = client.head(path)
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert answer.headers["content-type"] == client.get(path).headers["content-type"]
+    assert "head" not in client.get("/openapi.json").json()["paths"].get(path, {})
+
+
+def test_wrong_method_names_the_right_one(start: Starter) -> None:
+    answer = start().head("/predict")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")

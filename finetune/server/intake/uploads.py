@@ -12,7 +12,7 @@ from finetune.server.intake.body_budget import BodyBudget
 from finetune.server.intake.limits import ServerLimits
 from finetune.server.intake.rejection import RejectionError
 from finetune.server.served_model import Upload
-from finetune.units import format_bytes
+from finetune.units import format_bytes, format_count
 
 _MAX_NAME_LENGTH = 255
 _MAX_FIELDS = 100
@@ -129,7 +129,7 @@ async def _parse_form(request: Request, body: _Body, limits: ServerLimits) -> li
     except MultiPartException as error:
         if error.message.startswith("Too many files"):
             raise RejectionError(
-                413, "too_many_files", f"The form has more than {max_files} files."
+                413, "too_many_files", f"The form has more than {format_count(max_files, 'file')}."
             ) from error
         raise RejectionError(
             400, "invalid_form", f"The form is damaged: {error.message}"

@@ -139,6 +139,21 @@ def test_sample_and_saliency_by_keyboard(open_page: "Opener") -> None:
     assert page.locator("#classes li").all_inner_texts() == list(CLASSES)
 
 
+def test_sample_that_cannot_be_had_has_its_reason(open_page: "Opener") -> None:
+    page = open_page()
+    sample = page.get_by_role("button", name="Predict sample 1")
+    sample.wait_for()
+    answer = {"status": 404, "json": {"detail": "Not Found."}}
+    page.route("**/samples/0", lambda route: route.fulfill(**answer))
+    sample.click()
+    page.locator("#status", has_text="one.png: Not Found.").wait_for()
+    page.route("**/samples", lambda route: route.fulfill(**answer))
+    page.reload()
+    page.locator("#status", has_text="Samples: Not Found.").wait_for()
+    page.set_input_files("#files", build_file("x", create_photo()))
+    page.locator(".answer").wait_for()
+
+
 def test_page_fits_a_phone_and_offers_its_camera(open_page: "Opener") -> None:
     page = open_page(width=360, has_touch=True, is_mobile=True)
     page.get_by_role("button", name="Take a photo").wait_for()

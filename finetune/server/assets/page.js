@@ -183,6 +183,11 @@
     return answer;
   }
 
+  function showProblem(error, name) {
+    if (error.status === 401) askToken("The token is no longer accepted.");
+    else say(`${name}: ${error.message}`, true);
+  }
+
   async function predict(blob, photo) {
     say(`Predicting ${photo.name} …`);
     try {
@@ -195,8 +200,7 @@
       say(`${photo.name}: ${describe(found.predictions[0])}`);
       return answer;
     } catch (error) {
-      if (error.status === 401) askToken("The token is no longer accepted.");
-      else say(`${photo.name}: ${error.message}`, true);
+      showProblem(error, photo.name);
       return null;
     }
   }
@@ -301,7 +305,13 @@
         picture.src = URL.createObjectURL(await (await request(`samples/${number}/thumbnail`)).blob());
         picture.alt = "";
         const button = makeButton("", async () => {
-          const blob = await (await request(`samples/${number}`)).blob();
+          let blob;
+          try {
+            blob = await (await request(`samples/${number}`)).blob();
+          } catch (error) {
+            showProblem(error, name);
+            return;
+          }
           const answer = await enqueue(() => predict(blob, { name, label, source: picture.src }));
           answer?.scrollIntoView({ block: "nearest" });
         }, "sample");
@@ -331,7 +341,11 @@
       return;
     }
     showModel();
-    await showSamples();
+    try {
+      await showSamples();
+    } catch (error) {
+      showProblem(error, "Samples");
+    }
   }
 
   const hasTouch = navigator.maxTouchPoints > 0 || matchMedia("(any-pointer: coarse)").matches;

@@ -241,10 +241,12 @@ def _judge(results: tuple[SaliencyResult | None, ...], layer: str) -> SaliencyMa
         p_value = _compute_p_value(maps.num_trusted, maps.num_tested)
         if p_value > MAX_P_VALUE:
             distrusted = tuple(r and replace(r, is_trusted=False) for r in results)
-            reason = "That is no more than chance: maps of this model would mislead."
-            return SaliencyMaps(distrusted, layer, reason)
+            reason = "Maps of this model beat random ones no more often than by chance"
+            return SaliencyMaps(distrusted, layer, f"{reason} and would mislead, so none is shown.")
     elif maps.num_trusted == 0 and maps.num_tested:
-        return replace(maps, reason="They are no better than chance and would mislead.")
+        photos = "this photo" if maps.num_tested == 1 else "these photos"
+        reason = f"Saliency maps of {photos} are no better than random ones, so none is shown."
+        return replace(maps, reason=reason)
     return maps
 
 

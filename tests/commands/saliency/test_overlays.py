@@ -92,7 +92,7 @@ def test_model_without_better_maps_writes_none_and_says_so(
     assert not (tmp_path / "maps").exists()
     assert all(row.file is None for row in result.saliency.rows)
     assert "No saliency map written" in result.saliency.describe()
-    assert "no more than chance" in result.saliency.describe()
+    assert "Maps of this model beat random ones no more" in result.saliency.describe()
 
 
 def test_folder_of_maps_must_not_be_a_file(model: Path, photos: Path, tmp_path: Path) -> None:

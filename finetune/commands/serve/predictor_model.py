@@ -72,8 +72,6 @@ class PredictorModel:
 
     def compute(self, inputs: Sequence[list[Tensor]]) -> list[list[float]]:
         """Return the probabilities of decoded images, shape (B, K)."""
-        if self._predictor.takes_photos and len(inputs) > 1:  # of different sizes
-            return [row for views in inputs for row in self.compute([views])]
         if self._predictor.takes_photos and len(inputs) > 1:  # whole photos differ in size
             return [self.compute([views])[0] for views in inputs]
         batches = [torch.stack(views) for views in zip(*inputs, strict=True)]

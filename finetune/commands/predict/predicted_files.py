@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from finetune.commands.predict.output_checks import check_distinct_outputs, check_no_input
+from finetune.commands.predict.output_conflicts import check_distinct_outputs, check_no_input
 from finetune.commands.predict.predict_result import PredictResult, PredictSummary
 from finetune.commands.predict.prediction_job import PredictionJob, PredictOptions
 from finetune.commands.predict.prediction_row import PredictionRow, RowFormat

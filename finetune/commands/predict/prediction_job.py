@@ -12,7 +12,7 @@ from finetune.bundle.bundle import ModelBundle
 from finetune.commands.ensembles.combined_model import list_members, load_models
 from finetune.commands.predict.embedding_writers import check_embedding_path
 from finetune.commands.predict.feature_outputs import create_feature_outputs
-from finetune.commands.predict.output_checks import check_no_input
+from finetune.commands.predict.output_conflicts import check_no_input
 from finetune.commands.predict.prediction_row import PredictionRow, RowFormat, build_rows
 from finetune.commands.rejected_files import RangeCheck, RejectionTally
 from finetune.commands.run_images import read_column_options

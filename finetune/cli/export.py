@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from finetune.bundle.runtimes.model_paths import EXPORTABLE_KINDS
 from finetune.cli.options.model_options import Json, Models, Prior, Weights, check_models
 from finetune.cli.render.output import build_console_reporter, show_result
 from finetune.cli.render.precision_table import show_precision
@@ -50,8 +51,9 @@ def export(
         float | None,
         typer.Option(
             metavar="POINTS",
-            help="Points of accuracy (multi-label: of mean average precision) on the images that "
-            f"fp16 or int8 may lose; a file that loses more is not written.  [{DEFAULT_MAX_DROP:g}]",
+            help="Points of accuracy (multi-label: of mean average precision, and of macro F1) on "
+            "the images that fp16 or int8 may lose; a file that loses more is not written.  "
+            f"[{DEFAULT_MAX_DROP:g}]",
             show_default=False,
         ),
     ] = None,
@@ -79,7 +81,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Export a model, or several as one, and compare the files with it on real images."""
-    check_models(models, prior)
+    check_models(models, prior, kinds=EXPORTABLE_KINDS, has_images=False)
     check_options(get_format(format_name), ExportOptions(include_preprocessing, precision, opset))
     resolve_max_drop(max_drop, precision)
     reporter = build_console_reporter(json_output=as_json)

@@ -69,6 +69,9 @@ class SmallerModule(Protocol):
     def read_metadata(self, folder: Path) -> dict[str, str]:
         """Return the metadata of the file in a folder."""
 
+    def write_metadata(self, folder: Path, metadata: Mapping[str, str]) -> None:
+        """Replace the metadata of the file in a folder."""
+
     def open_network(self, folder: Path) -> "nn.Module":
         """Return the file in a folder as a network of its own inputs."""
 

@@ -19,7 +19,7 @@ PARITY_FILE = "parity.json"
 """File of the result beside an exported model."""
 
 _METRICS = ("accuracy", "loss")
-_LABEL_METRICS = ("mean_average_precision", "loss")
+_LABEL_METRICS = ("mean_average_precision", "macro_f1", "loss")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +28,10 @@ class ParityLimits:
 
     Attributes:
         max_abs_diff: Largest difference of a class probability, in [0, 1].
-        min_agreement: Smallest fraction of images with the same most probable class, in [0, 1].
-            Another class whose probability is within ``max_abs_diff`` of the largest is the same.
+        min_agreement: Smallest fraction of images with the same answer, in [0, 1]: the most
+            probable class, or all labels of a multi-label model. Another class whose probability is
+            within ``max_abs_diff`` of the largest is the same, and so is another label whose
+            probability is within half of it of the threshold.
     """
 
     max_abs_diff: float
@@ -55,6 +57,8 @@ class Parity:
             limit of the largest.
         num_same_labels: Number of images with the same labels at the thresholds of a multi-label
             model; None for other models.
+        num_label_ties: Number of images with other labels, all of whose probabilities are at their
+            thresholds, within half of the limit.
         metrics: Metric name to its value of the evaluated and of the exported model, "model" and
             "export"; empty for images without labels.
     """
@@ -64,12 +68,23 @@ class Parity:
     num_same_top1: int
     num_ties: int = 0
     num_same_labels: int | None = None
+    num_label_ties: int = 0
     metrics: Mapping[str, Mapping[str, float]] | None = None
 
     @property
     def agreement(self) -> float:
-        """Fraction of the images with the same most probable class, ties included, in [0, 1]."""
-        return (self.num_same_top1 + self.num_ties) / max(1, self.num_images)
+        """Fraction of the images with the same answer, ties included, in [0, 1].
+
+        It is the most probable class, or the labels of a multi-label model at its thresholds.
+        """
+        return 1 - self.num_different / max(1, self.num_images)
+
+    @property
+    def num_different(self) -> int:
+        """Number of images with another answer that is no tie."""
+        if self.num_same_labels is not None:
+            return self.num_images - self.num_same_labels - self.num_label_ties
+        return self.num_images - self.num_same_top1 - self.num_ties
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values."""
@@ -94,10 +109,13 @@ def measure_parity(
             None for images without labels.
         limits: Limits that decide which classes are tied.
     """
-    num_same_labels = None
+    num_same_labels, num_label_ties = None, 0
     if card.thresholds is not None:
         thresholds = torch.tensor(card.thresholds)
-        num_same_labels = int(((actual >= thresholds) == (expected >= thresholds)).all(1).sum())
+        is_same_label = (actual >= thresholds) == (expected >= thresholds)
+        is_tied = (expected - thresholds).abs() < limits.max_abs_diff / 2
+        num_same_labels = int(is_same_label.all(1).sum())
+        num_label_ties = int((is_same_label | is_tied).all(1).sum()) - num_same_labels
     top_actual, top_expected = actual.argmax(1, keepdim=True), expected.argmax(1, keepdim=True)
     gap = (expected.gather(1, top_expected) - expected.gather(1, top_actual))[:, 0]
     is_same = (top_actual == top_expected)[:, 0]
@@ -107,6 +125,7 @@ def measure_parity(
         num_same_top1=int(is_same.sum()),
         num_ties=int((~is_same & (gap < limits.max_abs_diff)).sum()),
         num_same_labels=num_same_labels,
+        num_label_ties=num_label_ties,
         metrics=None if targets is None else _compute_metrics(actual, expected, targets, card),
     )
 
@@ -120,7 +139,7 @@ def check_parity(parity: Parity, *, name: str, limits: ParityLimits = EXACT) -> 
         limits: Limits of the difference.
 
     Raises:
-        ModelError: A probability, or the most probable class of too many images, differs.
+        ModelError: A probability, or the answer for too many images, differs.
     """
     if not parity.max_abs_diff <= limits.max_abs_diff:  # NaN raises, too
         raise ModelError(
@@ -129,9 +148,10 @@ def check_parity(parity: Parity, *, name: str, limits: ParityLimits = EXACT) -> 
             f"report it."
         )
     if parity.agreement < limits.min_agreement:
+        answer = "another class" if parity.num_same_labels is None else "other labels"
         raise ModelError(
-            f"{name} predicts another class than the evaluated model on "
-            f"{parity.num_images - parity.num_same_top1 - parity.num_ties} of {parity.num_images} "
+            f"{name} predicts {answer} than the evaluated model on "
+            f"{parity.num_different} of {parity.num_images} "
             f"images (at least {limits.min_agreement:.1%} must agree). Do not use this export; "
             f"please report it."
         )

@@ -43,6 +43,12 @@ def check_comparison(result: ExportResult, precision: str, *, smaller_than: floa
     assert comparison["drop"]["points"] == pytest.approx(100 * lost)
     low, high = comparison[precision]["accuracy_interval"]
     assert low <= comparison[precision]["accuracy"] <= high
+    card = load_model(result.output).card
+    (split,) = card.facts["metrics"]
+    assert split == "val"
+    assert card.facts["precision"] == precision
+    assert card.facts["metrics"]["val"]["accuracy"] == comparison[precision]["accuracy"]
+    assert card.facts["evaluations"]["val"]["num_images"] == tree["num_images"]
     assert comparison["drop"]["low"] <= comparison["drop"]["points"] <= comparison["drop"]["high"]
 
 
@@ -63,6 +69,22 @@ def test_export_int8_is_smaller_and_measured(quantized: ExportResult) -> None:
     check_comparison(quantized, "int8", smaller_than=0.4)
     assert count_operators(quantized.output, "QuantizeLinear") > 5
     assert quantized.parity_split == "val"
+
+
+def test_export_int8_has_metadata_of_what_was_measured(
+    quantized: ExportResult, trained: FitResult
+) -> None:
+    entries = onnx.load(quantized.output / "model.onnx").metadata_props
+    metadata = {entry.key: entry.value for entry in entries}
+    assert metadata["precision"] == "int8"
+    assert quantized.comparison is not None
+    own = quantized.comparison.smaller.metrics
+    assert json.loads(metadata["metrics"]) == {"val": dict(own)}
+    assert own["loss"] != load_model(trained.run_dir).card.facts["metrics"]["val"]["loss"]
+    assert quantized.parity is not None
+    assert json.loads(metadata["num_metric_images"]) == {"val": quantized.parity.num_images}
+    assert json.loads(metadata["names"]) == list(load_model(quantized.output).card.classes)
+    assert [entry.key for entry in entries].count("metrics") == 1
 
 
 def test_export_int8_is_a_model_with_nearly_the_same_probabilities(

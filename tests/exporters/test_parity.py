@@ -89,6 +89,21 @@ def test_check_parity_refuses_other_classes_but_no_ties() -> None:
         check_parity(replace(parity, num_ties=0), name="model/", limits=limits)
 
 
+def test_check_parity_refuses_other_labels_but_no_ties() -> None:
+    ours = torch.full((100, 2), 0.9)
+    ours[:3, 0], ours[3, 1] = 0.308, 0.615  # thresholds: 0.3 and 0.6
+    theirs = ours.clone()
+    theirs[:3, 0] -= 0.01
+    parity = measure_parity(theirs, ours, card=LABEL_CARD, limits=OWN_PREPROCESSING)
+    assert (parity.num_same_labels, parity.num_label_ties, parity.agreement) == (97, 3, 1)
+    check_parity(parity, name="model/", limits=OWN_PREPROCESSING)
+    theirs[3, 1] -= 0.018
+    parity = measure_parity(theirs, ours, card=LABEL_CARD, limits=OWN_PREPROCESSING)
+    assert (parity.num_same_top1 + parity.num_ties, parity.max_abs_diff < 0.02) == (100, True)
+    with pytest.raises(ModelError, match=r"model/ predicts other labels .* on 1 of 100 .*99\.5%"):
+        check_parity(parity, name="model/", limits=OWN_PREPROCESSING)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -8,6 +8,13 @@ from finetune.units import format_bytes, format_count, format_percent
 if TYPE_CHECKING:
     from finetune.cli.render.console import ConsoleReporter
 
+_TITLES = {
+    "mean_average_precision": "mean average precision",
+    "macro_f1": "macro F1",
+    "loss": "log loss",
+}
+"""Names of metrics in the table."""
+
 
 def show_precision(
     reporter: "ConsoleReporter", comparison: Mapping[str, Any], *, split: str | None
@@ -40,11 +47,10 @@ def show_precision(
         drop = comparison["drop"]["points"]
         cells = [_format_accuracy(facts) for facts in (before, after)]
         rows.append([f"{prefix}accuracy", *cells, _format_signed(-drop, " points")])
-    for name in ("mean_average_precision", "loss"):
+    for name, title in _TITLES.items():
         if name in before:
             change = _format_signed(after[name] - before[name], "", decimals=4)
             values = (f"{facts[name]:.4f}" for facts in (before, after))
-            title = "log loss" if name == "loss" else "mean average precision"
             rows.append([prefix + title, *values, change])
     reporter.print_rows(["", "fp32", precision, "change"], rows)
     threads = format_count(comparison["num_threads"], "thread")
@@ -70,7 +76,7 @@ def _format_signed(value: float, unit: str, *, decimals: int = 2) -> str:
 
 def _describe_drop(drop: Mapping[str, Any]) -> str:
     """Return the lost points with their interval, and how many were allowed."""
-    noun = {"agreement": "agreement with the evaluated model"}.get(
+    noun = {"agreement": "agreement with the evaluated model", "macro_f1": "macro F1"}.get(
         drop["metric"], drop["metric"].replace("_", " ")
     )
     interval = (

@@ -17,18 +17,26 @@ from finetune.commands.export.parity_images import (
 )
 from finetune.errors import ConfigError, ModelError
 from finetune.exporters.export_formats import ExportFormat, ExportOptions
+from finetune.exporters.metadata import describe_smaller, update_metadata
 from finetune.exporters.parity import Parity, ParityLimits, check_parity, measure_parity
 from finetune.exporters.quantization.accuracy_drop import (
     check_drop,
     describe_resolution,
     measure_drop,
 )
-from finetune.exporters.quantization.comparison import PrecisionComparison, compare_files
+from finetune.exporters.quantization.comparison import (
+    PrecisionComparison,
+    compare_files,
+    compute_accuracy_interval,
+)
 from finetune.exporters.quantization.graph_inputs import NUM_CALIBRATION_IMAGES, GraphInputs
 from finetune.inference.predictor import Predictor
 from finetune.types import Reporter
 
 _FP32 = "fp32"
+
+_OTHER_IMAGES = "images"
+"""Name of the metrics of images that are no split of a run."""
 
 _SLOWER = 0.95
 """Ratio of speeds below which a file is called slower: timings vary by a few percent."""
@@ -160,10 +168,20 @@ def write_smaller_file(
             max_points=max_drop,
         )
         check_drop(drop, name=name, precision=precision)
+        by_precision = _list_metrics(parity, precision)
+        card = describe_smaller(
+            card,
+            precision=precision,
+            metrics=by_precision[precision],
+            name=images.split or _OTHER_IMAGES,
+            num_images=len(images.files),
+            accuracy_interval=compute_accuracy_interval(by_precision[precision], len(images.files)),
+        )
+        smaller.write_metadata(folder, update_metadata(metadata, card))
         reporter.start("timing", 1)
         comparison = compare_files(
             {_FP32: reference, precision: folder},
-            metrics=_list_metrics(parity, precision),
+            metrics=by_precision,
             open_network=smaller.open_network,
             inputs=inputs,
             drop=drop,

@@ -9,7 +9,7 @@ METADATA_SECTION = "finetune"
 """Section of ``rt_info`` with the keys of ``build_metadata``."""
 
 MODEL_INFO_SECTION = "model_info"
-"""Section that OpenVINO's Model API and DL Streamer read."""
+"""Section that OpenVINO's Model API reads."""
 
 _RESIZE_TYPES = {"center": "crop", "squash": "standard", "border": "fit_to_window_letterbox"}
 _MAX_LEVEL = 255
@@ -33,7 +33,8 @@ def build_model_info(card: ModelCard, *, takes_photos: bool) -> dict[str, str]:
     """Return the entries of ``model_info`` (https://openvinotoolkit.github.io/model_api).
 
     Its labels are separated by blanks, so that those in a name become underscores. Its resizing has
-    no ``crop_pct``: ``resize_type`` is the nearest.
+    no ``crop_pct``: ``resize_type`` is the nearest. There is no ``reverse_input_channels``, which
+    depends on the order of the images that the program is given: the model takes RGB.
 
     Args:
         card: Card of what the model computes.

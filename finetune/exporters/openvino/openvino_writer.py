@@ -105,6 +105,8 @@ def convert_program(graph: ModelGraph, program: ExportedProgram, *, source: Path
     sizes = [-1 if axis in graph.dynamic_axes else size for axis, size in enumerate(example.shape)]
     model.reshape({port: openvino.PartialShape(sizes)})
     port.get_tensor().set_names({INPUT_NAME})
+    takes_photos = graph.metadata["output"] != "logits"
+    port.get_node().set_layout(openvino.Layout("NHWC" if takes_photos else "NCHW"))
     result.get_tensor().set_names({graph.output})
     write_model_info(model, graph.card, graph.metadata)
     return model

@@ -1,5 +1,7 @@
 """Points of a metric that a smaller file loses, with an interval, and the limit of the loss."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,14 +15,18 @@ from finetune.evaluation.paired_comparison import compute_bonett_price_interval
 
 _POINTS = 100
 
+_LABEL_METRICS = ("mean_average_precision", "macro_f1")
+"""Metrics of multi-label images: the order of the images, and the labels that users are given."""
+
 
 @dataclass(frozen=True, slots=True)
 class AccuracyDrop:
     """Points that a smaller file loses on the compared images.
 
     Attributes:
-        metric: "accuracy", "mean_average_precision", or "agreement" with the evaluated model for
-            images without labels, which bounds the lost accuracy.
+        metric: "accuracy"; for multi-label images "mean_average_precision" or "macro_f1" at the
+            thresholds, of which the one that loses more; or "agreement" with the evaluated model
+            for images without labels, which bounds the lost accuracy.
         points: The evaluated model's value minus the smaller file's, in points of a hundred;
             negative for a gain.
         low: Lower end of the 95% interval of the points; None where it is unknown.
@@ -60,12 +66,15 @@ def measure_drop(
         max_points: Largest loss that is allowed.
     """
     if targets is not None and card.is_multi_label:
-        before, after = (_compute_map(table, targets, card) for table in (expected, actual))
-        if before is not None and after is not None:
-            points = _POINTS * (before - after)
-            return AccuracyDrop(
-                "mean_average_precision", points, None, None, len(actual), max_points
-            )
+        before, after = (_compute_metrics(table, targets, card) for table in (expected, actual))
+        points = {
+            name: _POINTS * (before[name] - after[name])
+            for name in _LABEL_METRICS
+            if name in before and name in after
+        }
+        if points:
+            worst = max(points, key=lambda name: (math.isnan(points[name]), points[name]))
+            return AccuracyDrop(worst, points[worst], None, None, len(actual), max_points)
     if card.thresholds is not None:
         limits = torch.tensor(card.thresholds)
         is_same = ((actual >= limits) == (expected >= limits)).all(1)
@@ -93,6 +102,7 @@ def check_drop(drop: AccuracyDrop, *, name: str, precision: str) -> None:
     noun = {
         "accuracy": "points of accuracy",
         "mean_average_precision": "points of mean average precision",
+        "macro_f1": "points of macro F1 at the thresholds",
         "agreement": "points of agreement with the evaluated model",
     }[drop.metric]
     interval = "" if drop.low is None else f" (95% interval {drop.low:.1f} to {drop.high:.1f})"
@@ -107,7 +117,7 @@ def check_drop(drop: AccuracyDrop, *, name: str, precision: str) -> None:
 def describe_resolution(drop: AccuracyDrop) -> str | None:
     """Return what a small number of images cannot show; None for a large one."""
     step = _POINTS / max(1, drop.num_images)
-    if drop.metric == "mean_average_precision" or 10 * step <= drop.max_points:
+    if drop.metric in _LABEL_METRICS or 10 * step <= drop.max_points:
         return None
     return (
         f"{drop.num_images} images show no loss smaller than {step:.2f} points: one image. The "
@@ -130,9 +140,6 @@ def _build_drop(metric: str, before: Tensor, after: Tensor, max_points: float) -
     )
 
 
-def _compute_map(table: Tensor, targets: Tensor, card: ModelCard) -> float | None:
-    """Return the mean average precision; None where no label has images."""
-    metrics = evaluate_labels(
-        table, targets, classes=card.classes, thresholds=card.thresholds
-    ).metrics
-    return metrics.get("mean_average_precision")
+def _compute_metrics(table: Tensor, targets: Tensor, card: ModelCard) -> Mapping[str, float]:
+    """Return the metrics of multi-label images; those that are undefined are missing."""
+    return evaluate_labels(table, targets, classes=card.classes, thresholds=card.thresholds).metrics

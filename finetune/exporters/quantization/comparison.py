@@ -122,7 +122,7 @@ def compare_files(
             sum(file.stat().st_size for file in folder.iterdir() if _is_model_file(file)),
             speeds[name],
             metrics.get(name, {}),
-            _compute_interval(metrics.get(name, {}), drop.num_images),
+            compute_accuracy_interval(metrics.get(name, {}), drop.num_images),
         )
         for name, folder in folders.items()
     }
@@ -142,8 +142,10 @@ def _is_model_file(file: Path) -> bool:
     return file.suffix in (".onnx", ".data", ".xml", ".bin")
 
 
-def _compute_interval(metrics: Mapping[str, float], num_images: int) -> tuple[float, float] | None:
-    """Return the 95% interval of the accuracy."""
+def compute_accuracy_interval(
+    metrics: Mapping[str, float], num_images: int
+) -> tuple[float, float] | None:
+    """Return the 95% interval of the accuracy; None where metrics have none."""
     if "accuracy" not in metrics:
         return None
     low, high = compute_wilson_interval(round(metrics["accuracy"] * num_images), num_images)

@@ -1,6 +1,7 @@
 """Smaller versions of ``model.onnx``: int8, and fp16."""
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
@@ -26,6 +27,13 @@ _HALF = QuantizationRecord("fp16", "weights and activations of the network in fp
 def read_metadata(folder: Path) -> dict[str, str]:
     """Return the metadata of the file in a folder."""
     return read_onnx_metadata(open_onnx_session(folder / ONNX_FILE))
+
+
+def write_metadata(folder: Path, metadata: Mapping[str, str]) -> None:
+    """Replace the metadata of the file in a folder."""
+    model = onnx.load(folder / ONNX_FILE)
+    onnx.helper.set_model_props(model, dict(metadata))
+    onnx.save(model, folder / ONNX_FILE)
 
 
 def open_network(folder: Path) -> torch.nn.Module:

@@ -4,8 +4,9 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from finetune.bundle.runtimes.openvino_network import (
     import_openvino,
     read_openvino_metadata,
 )
+from finetune.exporters.openvino.model_info import METADATA_SECTION, MODEL_INFO_SECTION
 from finetune.exporters.openvino.openvino_writer import MODEL_FILE
 from finetune.exporters.quantization.graph_inputs import GraphInputs
 from finetune.exporters.quantization.quantization_plan import QuantizationRecord
@@ -29,6 +31,19 @@ _INT8 = "all layers in int8 where NNCF finds kernels"
 def read_metadata(folder: Path) -> dict[str, str]:
     """Return the metadata of the file in a folder."""
     return read_openvino_metadata(folder / MODEL_FILE)
+
+
+def write_metadata(folder: Path, metadata: Mapping[str, str]) -> None:
+    """Replace the metadata of the file in a folder."""
+    openvino = import_openvino()
+    with TemporaryDirectory(prefix=".metadata-", dir=folder) as name:
+        # the model reads the weights of the old files while the new ones are written
+        model = openvino.Core().read_model(str(folder / MODEL_FILE))
+        for key, text in metadata.items():
+            model.set_rt_info(text, [METADATA_SECTION, key])
+        openvino.save_model(model, str(Path(name) / MODEL_FILE), compress_to_fp16=False)
+        for file in Path(name).iterdir():
+            file.replace(folder / file.name)
 
 
 def open_network(folder: Path) -> torch.nn.Module:
@@ -102,7 +117,7 @@ def _is_constant(node: Any) -> bool:
 
 def _copy_metadata(source: Any, target: Any) -> None:
     """Copy the ``rt_info`` that an export has written."""
-    for section in ("finetune", "model_info"):
+    for section in (METADATA_SECTION, MODEL_INFO_SECTION):
         if source.has_rt_info([section]):
             for key, value in source.get_rt_info([section]).value.items():
                 target.set_rt_info(str(value), [section, key])

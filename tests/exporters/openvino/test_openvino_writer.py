@@ -84,6 +84,7 @@ def test_export_has_metadata_for_finetune_and_openvino(folder: Path) -> None:
     assert '<labels value="bée fly wasp,_red" />' in text
     assert '<mean_values value="127.5 102 76.5" />' in text
     assert '<resize_type value="crop" />' in text
+    assert 'layout="[N,C,H,W]"' in text
 
 
 @pytest.mark.slow
@@ -104,6 +105,7 @@ def test_export_with_preprocessing_takes_photos(
     predictions = finetune.predict(output, files).predictions
     expected = predict(model, files).max(1).values.tolist()
     assert [p.probabilities[0] for p in predictions] == pytest.approx(expected, abs=0.005)
+    assert 'layout="[N,H,W,C]"' in (output / "model.xml").read_text(encoding="utf-8")
     assert "mean_values" not in (output / "model.xml").read_text(encoding="utf-8")
 
 

@@ -47,14 +47,30 @@ def test_measure_drop_without_labels_counts_other_answers() -> None:
 def test_measure_drop_of_labels_is_that_of_mean_average_precision() -> None:
     generator = torch.Generator().manual_seed(0)
     targets = torch.randint(0, 2, (40, 2), generator=generator)
-    before = (targets + torch.rand(40, 2, generator=generator)) / 2
-    after = torch.rand(40, 2, generator=generator)
+    # every image has both labels at the thresholds, before and after
+    before = 0.6 + 0.3 * targets + 0.05 * torch.rand(40, 2, generator=generator)
+    after = 0.6 + 0.3 * torch.rand(40, 2, generator=generator)
     drop = measure_drop(after, before, card=LABELS, targets=targets, max_points=1)
     values = [average_precision_score(targets.numpy(), table.numpy()) for table in (before, after)]
     assert drop.metric == "mean_average_precision"
     assert drop.points == pytest.approx(100 * (values[0] - values[1]), abs=1e-3)
     unlabelled = measure_drop(before, before, card=LABELS, targets=None, max_points=1)
     assert (unlabelled.metric, unlabelled.points) == ("agreement", 0.0)
+
+
+def test_measure_drop_of_labels_sees_answers_that_lie_below_the_thresholds() -> None:
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.randint(0, 2, (200, 2), generator=generator)
+    before = 0.1 + 0.6 * targets + 0.1 * torch.rand(200, 2, generator=generator)
+    after = 0.45 * before  # the order of the images is the same, and no image has a label
+    drop = measure_drop(after, before, card=LABELS, targets=targets, max_points=1)
+    assert drop.metric == "macro_f1"
+    assert drop.points == pytest.approx(100)
+    assert describe_resolution(drop) is None
+    with pytest.raises(ModelError, match=r"loses 100\.00 points of macro F1"):
+        check_drop(drop, name="out", precision="int8")
+    lost = measure_drop(before * torch.nan, before, card=LABELS, targets=targets, max_points=1)
+    assert lost.points > 1 or lost.points != lost.points
 
 
 def test_check_drop_refuses_more_than_allowed() -> None:

@@ -193,6 +193,8 @@ def _predict_shards(
         print_json(result.to_json())
     else:
         reporter.note(result.describe())
+        for line in result.notes:
+            reporter.note(textwrap.fill(line, 80))
 
 
 def separate_images(paths: Sequence[Path], lists: Sequence[Path]) -> tuple[list[Path], list[Path]]:

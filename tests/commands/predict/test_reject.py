@@ -1,6 +1,7 @@
 """Rejected answers of ``predict`` and ``evaluate``."""
 
 import csv
+import json
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 import finetune
 from finetune.bundle.rejection.rejection_statistics import load_rejection_statistics
 from finetune.errors import ConfigError, ModelError, RunFolderError
+from tests.cli.conftest import Cli
 from tests.support.helpers import RecordingReporter
 from tests.support.rejection_runs import write_noise
 
@@ -84,13 +86,26 @@ def test_run_without_statistics_gets_them_by_evaluate(digits_run: Path, tmp_path
     file = run / "bundle" / "rejection.safetensors"
     before = file.read_bytes()
     file.unlink()
-    with pytest.raises(RunFolderError, match=r"finetune evaluate .*run --reject adds it"):
-        finetune.predict(run, tmp_path, reject=True)
+    for model in (run, run / "bundle"):
+        with pytest.raises(RunFolderError, match=rf"finetune evaluate {run} --reject writes it"):
+            finetune.predict(model, tmp_path, reject=True)
     finetune.evaluate(run, reject=True, device="cpu")
     assert load_file(file)["distances"] == pytest.approx(
         load_file(digits_run / "bundle" / file.name)["distances"], abs=1e-3
     )
     assert len(file.read_bytes()) == len(before)
+
+
+def test_folder_outside_of_a_run_is_told_to_name_the_run(digits_run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "exported"
+    shutil.copytree(digits_run / "bundle", copy)
+    file = copy / "rejection.safetensors"
+    for damage in (lambda: file.write_bytes(b"damaged"), file.unlink):
+        damage()
+        for command in (finetune.predict, finetune.evaluate):
+            with pytest.raises(RunFolderError, match="name the run") as caught:
+                command(copy, digits_run, reject=True)
+            assert "finetune evaluate" not in str(caught.value)
 
 
 def test_damaged_and_foreign_statistics_are_refused(digits_run: Path, tmp_path: Path) -> None:
@@ -114,3 +129,18 @@ def test_damaged_and_foreign_statistics_are_refused(digits_run: Path, tmp_path: 
     card.write_text(digest[:place] + "0" * 64 + digest[place + 64 :], encoding="utf-8")
     with pytest.raises(RunFolderError, match="another model"):
         load_rejection_statistics(bundle)
+
+
+def test_prediction_in_parts_reports_thresholds_and_rejected_answers(
+    digits_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = write_noise(tmp_path / "noise")
+    cli = Cli(capsys)
+    words = ("predict", digits_run, images, "--reject", "--device", "cpu")
+    tree = json.loads(cli.ok(*words, "--shards", tmp_path / "parts", "--json").out)
+    plain = finetune.predict(digits_run, images, reject=True, device="cpu").to_json()
+    assert tree["rejection"] == plain["rejection"]
+    assert tree["rejection"]["num_rejected"] == {"unlike the training images": 10}
+    shown = " ".join(cli.ok(*words, "--shards", tmp_path / "again").out.split())
+    assert "10 of 10 answers rejected: 10 unlike the training images" in shown
+    assert "from the training images are rejected" in shown

@@ -1,7 +1,7 @@
 """Prediction of any number of images in parts, by one process of several."""
 
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,9 @@ class ShardsResult:
         num_found: Number of its parts that were there before.
         num_missing: Number of parts of other processes that are not there yet; None if it is not
             known.
+        rejection: Rules, thresholds and the number of answers that this process has rejected, as
+            JSON values; None without ``--reject``.
+        notes: Sentences on them.
     """
 
     folder: Path
@@ -48,6 +51,8 @@ class ShardsResult:
     num_written: int
     num_found: int
     num_missing: int | None
+    rejection: Mapping[str, Any] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def is_complete(self) -> bool:
@@ -66,6 +71,7 @@ class ShardsResult:
             "num_parts_found": self.num_found,
             "num_parts_missing": self.num_missing,
             "complete": self.is_complete,
+            "rejection": None if self.rejection is None else dict(self.rejection),
         }
 
     def describe(self) -> str:
@@ -193,7 +199,7 @@ class _Work:
         Raises:
             DataError: There is no image at all.
         """
-        missing = 0
+        missing, features = 0, self._job.features
         for shard in range(self._rule.num_shards):
             if self._files.get_marker(shard).exists():
                 continue
@@ -218,6 +224,8 @@ class _Work:
             self._files.num_written,
             sum(self._is_done.values()),
             None if missing and self._rule.is_by_container else missing,
+            None if features is None else features.to_json()["rejection"],
+            () if features is None else tuple(features.describe(self._job.num_predicted)),
         )
 
     def _takes(self, unit: Unit) -> bool:

@@ -119,7 +119,11 @@ def render_prediction_script(
         "",
         options,
         purpose="predict what is missing",
-        last_lines=["verb=predict", f"set -- {shlex.join(predict_args)}"],
+        last_lines=[
+            "verb=predict",
+            *([f"export FINETUNE_NUM_TASKS={num_tasks}"] if is_array else []),
+            f"set -- {shlex.join(predict_args)}",
+        ],
     )
 
 

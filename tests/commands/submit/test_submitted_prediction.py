@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from finetune.commands.predict.shards.work_share import NUM_TASKS_VARIABLE
 from finetune.commands.submit.batch_script import JobResources, render_prediction_script
 from tests.cli.conftest import Cli
 from tests.commands.predict.conftest import write_bundle
@@ -31,6 +32,7 @@ def test_script_of_a_prediction_runs_predict_in_an_array(cli: Cli, tmp_path: Pat
     ).out  # fmt: skip
     options = parse_options(text)
     assert options["--array"] == "1-3"
+    assert f"export {NUM_TASKS_VARIABLE}=3" in text.splitlines()
     assert options["--output"] == f"{tmp_path}/out/parts.task-%a.log"
     assert options["--ntasks-per-node"] == "2"
     process = run_job(

@@ -9,6 +9,11 @@ from finetune.data.streams.stream_image import StreamImage
 from finetune.distributed.launch import detect_launch
 from finetune.errors import ConfigError
 
+NUM_TASKS_VARIABLE = "FINETUNE_NUM_TASKS"
+"""Variable with the number of tasks of a job array, numbered from 1, as it was first submitted."""
+
+_ARRAY_TASK = "SLURM_ARRAY_TASK_ID"
+
 
 @dataclass(frozen=True, slots=True)
 class WorkShare:
@@ -79,7 +84,10 @@ class ShardRule:
 def detect_share(env: Mapping[str, str] = os.environ) -> WorkShare:
     """Return the share of this process by torchrun, srun or a SLURM job array.
 
-    Each task of an array is a process, or several with srun in each of them.
+    Each task of an array is a process, or several with srun in each of them. Tasks that are
+    numbered without gaps share all of the work. Those of an array with gaps, such as the repair
+    ``sbatch --array=3,7``, are not told which of them there are: each takes the share of its
+    number among all tasks that ``submit`` has written into the script, else up to the last one.
 
     Raises:
         ConfigError: A variable of the environment is invalid.
@@ -89,16 +97,32 @@ def detect_share(env: Mapping[str, str] = os.environ) -> WorkShare:
     local_rank, local_size = (
         (0, 1) if launch is None else (launch.local_rank, launch.local_world_size)
     )
-    names = [f"SLURM_ARRAY_TASK_{key}" for key in ("ID", "MIN", "STEP", "COUNT")]
-    if names[0] in env:
-        try:
-            task, first, step, count = (int(env.get(name) or 1) for name in names)
-        except ValueError as error:
-            raise ConfigError(
-                f"The variables of the job array are no numbers ({error}). Unset {names[0]} to "
-                f"predict with one process."
-            ) from error
-        # tasks of --array=1,4,7 are not numbered without gaps: then count is smaller than the range
-        number = (task - first) // max(1, step) % count
+    if env.get(_ARRAY_TASK):
+        number, count = _parse_array(env)
         rank, world_size = number * world_size + rank, count * world_size
     return WorkShare(rank, world_size, local_rank, local_size)
+
+
+def _parse_array(env: Mapping[str, str]) -> tuple[int, int]:
+    """Return the number of this task of a job array, from 0, and the number of tasks.
+
+    Raises:
+        ConfigError: A variable of the environment is no number.
+    """
+    try:
+        task = int(env[_ARRAY_TASK])
+        first, step, count = (
+            int(env.get(f"SLURM_ARRAY_TASK_{key}") or 1) for key in ("MIN", "STEP", "COUNT")
+        )
+        last = int(env.get("SLURM_ARRAY_TASK_MAX") or first + (count - 1) * step)
+        num_tasks = int(env.get(NUM_TASKS_VARIABLE) or 0)
+    except ValueError as error:
+        raise ConfigError(
+            f"The variables of the job array are no numbers ({error}). Unset {_ARRAY_TASK} to "
+            f"predict with one process."
+        ) from error
+    step = max(1, step)
+    if (last - first) // step + 1 == count and (task - first) % step == 0:
+        return (task - first) // step, count
+    start = min(first, 1)
+    return task - start, max(num_tasks, last - start + 1)

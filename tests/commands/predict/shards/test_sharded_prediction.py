@@ -17,7 +17,12 @@ import finetune
 from finetune.cli.main import run
 from finetune.commands.predict.prediction_job import PredictOptions
 from finetune.commands.predict.shards.sharded_prediction import ShardsResult, predict_shards
-from finetune.commands.predict.shards.work_share import ShardRule, WorkShare, detect_share
+from finetune.commands.predict.shards.work_share import (
+    NUM_TASKS_VARIABLE,
+    ShardRule,
+    WorkShare,
+    detect_share,
+)
 from finetune.data.streams.stream_image import StreamImage
 from finetune.errors import DataError, RunFolderError
 from finetune.inference.predictor import Predictor
@@ -203,6 +208,43 @@ def test_detect_share_of_job_arrays_and_launches(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setenv(key, value)
     assert detect_share({}) == WorkShare(1, 2, 1, 2)
     assert detect_share(array) == WorkShare(5, 8, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "size", "shares"),
+    [
+        ((1, 4, 7), None, [(0, 7), (3, 7), (6, 7)]),
+        ((0, 2, 3), None, [(0, 4), (2, 4), (3, 4)]),
+        ((3, 7), "16", [(2, 16), (6, 16)]),
+        ((3, 4), "16", [(0, 2), (1, 2)]),
+        ((3,), "16", [(0, 1)]),
+        ((9, 20), "16", [(8, 20), (19, 20)]),
+    ],
+)
+def test_tasks_of_an_array_with_gaps_have_a_share_each(
+    tasks: tuple[int, ...], size: str | None, shares: list[tuple[int, int]]
+) -> None:
+    env = {f"SLURM_ARRAY_TASK_{key}": str(value) for key, value in {
+        "MIN": min(tasks), "MAX": max(tasks), "STEP": 1, "COUNT": len(tasks)
+    }.items()}  # fmt: skip
+    env |= {} if size is None else {NUM_TASKS_VARIABLE: size}
+    found = [detect_share({**env, "SLURM_ARRAY_TASK_ID": str(task)}) for task in tasks]
+    assert [(share.process, share.num_processes) for share in found] == shares
+
+
+def test_repair_of_two_tasks_of_an_array_completes_their_parts(
+    tiny: Path, many: Path, tmp_path: Path, expected: list[tuple[Any, ...]]
+) -> None:
+    folder = tmp_path / "parts"
+    for process in (0, 2, 4):
+        predict(tiny, many, folder, process, 5)
+    array = {"SLURM_ARRAY_TASK_MIN": "2", "SLURM_ARRAY_TASK_MAX": "4",
+             "SLURM_ARRAY_TASK_COUNT": "2", NUM_TASKS_VARIABLE: "5"}  # fmt: skip
+    shares = [detect_share({**array, "SLURM_ARRAY_TASK_ID": task}) for task in ("2", "4")]
+    results = [predict(tiny, many, folder, s.process, s.num_processes) for s in shares]
+    assert [result.num_found for result in results] == [0, 0]
+    assert results[-1].is_complete
+    assert_same(read_rows(folder), expected)
 
 
 def test_shards_have_alike_numbers_of_images_by_the_hash_of_their_names() -> None:

@@ -38,7 +38,7 @@ from finetune.bundle.model_card import (
 from finetune.bundle.model_page.render_page import render_readme
 from finetune.bundle.model_page.weights_origin import find_weights_origin
 from finetune.bundle.runtimes.hub_download import download_model
-from finetune.bundle.runtimes.model_paths import is_hub_name
+from finetune.bundle.runtimes.model_paths import MODEL_KINDS, is_hub_name
 from finetune.bundle.runtimes.runtime_models import load_other_model
 from finetune.bundle.stored_network import build_stored_network
 from finetune.bundle.verification.card_digest import add_digests, check_digests
@@ -168,10 +168,7 @@ def load_model(path: Path) -> ModelBundle:
     if is_hub_name(path):
         path = download_model(path.as_posix())
     if not path.exists():
-        raise RunFolderError(
-            f"{path} does not exist.{suggest_path(path)} Pass a run folder, a bundle folder or a "
-            f".ckpt file."
-        )
+        raise RunFolderError(f"{path} does not exist.{suggest_path(path)} Pass {MODEL_KINDS}.")
     refusal = explain_pickle(path) if path.is_file() else None
     if refusal is not None:
         raise RunFolderError(refusal)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from finetune.bundle.runtimes.model_paths import EXPORTABLE_KINDS
 from finetune.cli.options.model_options import Json, Prior, check_models
 from finetune.cli.render.output import (
     build_console_reporter,
@@ -75,7 +76,7 @@ def push(
     check_repository(repository)
     check_revision(revision)
     check_license(license_name)
-    check_models([model], prior)
+    check_models([model], prior, kinds=EXPORTABLE_KINDS, has_images=False)
     reporter = build_console_reporter(json_output=as_json)
     with exit_on_stop_request():
         from finetune.commands.push.push import push as command
@@ -102,6 +103,7 @@ def _show_push(reporter: "ConsoleReporter", tree: Mapping[str, Any]) -> None:
         print_text(
             f"{tree['repository']} would get {len(tree['files'])} files, {total}:\n"
             + "\n".join(lines)
+            + "".join(f"\n  {name}: would be removed" for name in tree["removed"] or ())
             + f"\n\nHead of README.md:\n---\n{tree['head']}---\n"
         )
         reporter.note("Nothing was uploaded (--dry-run).")
@@ -113,4 +115,6 @@ def _show_push(reporter: "ConsoleReporter", tree: Mapping[str, Any]) -> None:
         "files": f"{', '.join(tree['files'])} ({total})",
         "licence": tree["license"] or "unknown",
     }
+    if tree["removed"]:
+        rows["removed"] = ", ".join(tree["removed"])
     reporter.print_pairs(rows)

@@ -56,8 +56,19 @@ def test_images_between_models_are_refused_with_the_order(
     cli: Cli, models: tuple[Path, Path], insects: Path
 ) -> None:
     message = cli.fails("evaluate", models[0], insects, models[1], *CPU, code=5)
-    assert f"{insects} is no run folder" in message
+    assert f"{insects} is no model. Give a run folder" in message
     assert "images last" in message
+
+
+@pytest.mark.parametrize("command", ["serve", "export"])
+def test_commands_without_images_name_the_models_that_they_take(
+    cli: Cli, models: tuple[Path, Path], insects: Path, command: str
+) -> None:
+    for paths in ((models[0], insects), ("gone",)):
+        message = cli.fails(command, *paths, code=5)
+        assert "images last" not in message
+        assert "a folder of timm or transformers, or hf-hub:user/name." in message
+        assert (".onnx, .pt2, .xml" in message) == (command == "serve")
 
 
 @pytest.mark.parametrize("command", ["evaluate", "predict"])

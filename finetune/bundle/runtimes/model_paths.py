@@ -11,6 +11,18 @@ CONFIG_FILE = "config.json"
 MODEL_SUFFIXES = (".xml", ".onnx", ".pt2")
 """Suffixes of model files of OpenVINO, ONNX and ``torch.export``."""
 
+EXPORTABLE_KINDS = (
+    "a run folder, a bundle folder, a .ckpt file, a folder of timm or transformers, or "
+    "hf-hub:user/name"
+)
+"""Models whose network is one of torch, for messages."""
+
+MODEL_KINDS = EXPORTABLE_KINDS.replace(
+    "a .ckpt file,",
+    f"a .ckpt file, an exported model ({', '.join(sorted(MODEL_SUFFIXES))} or its folder),",
+)
+"""Models that can be used, for messages."""
+
 
 def is_hub_name(path: Path) -> bool:
     """Return whether a path is the name of a repository on the hub, ``hf-hub:user/name``."""

@@ -106,7 +106,7 @@ def serve(
         raise ConfigError(
             f"--runtime {runtime}: unknown runtime. Choose one of {', '.join(_RUNTIMES)}."
         )
-    check_models(models, prior)
+    check_models(models, prior, has_images=False)
     views, accelerator = parse_tta(tta), parse_device(device)
     given = token if token is not None else os.environ.get(_TOKEN_VARIABLE) or None
     with exit_on_stop_request():

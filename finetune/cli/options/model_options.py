@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from finetune.bundle.model_card import find_bundle, read_class_names
-from finetune.bundle.runtimes.model_paths import is_hub_name, is_other_model
+from finetune.bundle.runtimes.model_paths import MODEL_KINDS, is_hub_name, is_other_model
 from finetune.errors import ConfigError, RunFolderError
 from finetune.evaluation.prior_file import check_prior
 from finetune.lookup import suggest_path
@@ -77,30 +77,29 @@ def is_model(path: Path) -> bool:
     )
 
 
-def check_models(paths: Sequence[Path], prior: str | None) -> None:
+def check_models(
+    paths: Sequence[Path], prior: str | None, *, kinds: str = MODEL_KINDS, has_images: bool = True
+) -> None:
     """Check that models exist, and the name or file of ``--prior``, before torch is imported.
+
+    Args:
+        paths: Models.
+        prior: Value of ``--prior``.
+        kinds: Models that the command takes, for messages.
+        has_images: Whether the last path of the command may be that of images.
 
     Raises:
         ConfigError: The prior is unknown.
         RunFolderError: A path is no model.
     """
     for path in paths:
-        _check_model_path(path)
+        if not path.exists() and not is_hub_name(path):
+            raise RunFolderError(f"{path} does not exist.{suggest_path(path)} Give {kinds}.")
         if len(paths) > 1 and path.is_dir() and not is_model(path):
-            raise RunFolderError(
-                f"{path} is no run folder, bundle folder or .ckpt file. Of several paths, those of "
-                f"models come first, and that of the images last."
-            )
+            order = " Models come first, and the images last." if has_images else ""
+            raise RunFolderError(f"{path} is no model. Give {kinds}.{order}")
     if prior is not None:
         check_prior(prior, read_class_names(paths[0]))
-
-
-def _check_model_path(path: Path) -> None:
-    if not path.exists() and not is_hub_name(path):
-        raise RunFolderError(
-            f"{path} does not exist.{suggest_path(path)} Give a run folder, a bundle folder or a "
-            f".ckpt file."
-        )
 
 
 def parse_device(name: str) -> str:

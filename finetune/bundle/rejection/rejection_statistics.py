@@ -89,8 +89,7 @@ def load_rejection_statistics(path: Path) -> RejectionStatistics:
         raise RunFolderError(
             f"{folder} has no {FILE_NAME}, which --reject needs: the run had no validation images "
             f"or rejection.enabled=off, it is of an older release, or the model was combined or "
-            f"exported. For a run whose images are still there, finetune evaluate "
-            f"{shlex.quote(str(path))} --reject adds it; else train the model again."
+            f"exported. {_advise(folder)}"
         )
     try:
         with safe_open(file, framework="numpy") as opened:
@@ -105,11 +104,22 @@ def load_rejection_statistics(path: Path) -> RejectionStatistics:
         statistics = RejectionStatistics(**tensors, num_neighbors=int(metadata["num_neighbors"]))
         _check_shapes(statistics)
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise RunFolderError(
-            f"{file} cannot be used: {error}. finetune evaluate {shlex.quote(str(path))} --reject "
-            f"writes it again where the images of the run are still there."
-        ) from error
+        raise RunFolderError(f"{file} cannot be used: {error}. {_advise(folder)}") from error
     return statistics
+
+
+def _advise(folder: Path) -> str:
+    """Return how the model of a bundle folder gets statistics: ``evaluate`` adds them to runs."""
+    run = folder.parent
+    if folder.name != "bundle" or not (run / "manifest.csv").is_file():
+        return (
+            f"{folder} is not in a run folder, so that nothing can be added: name the run "
+            f"that the model is of, or its bundle."
+        )
+    return (
+        f"If the images of the run are still there, finetune evaluate {shlex.quote(str(run))} "
+        f"--reject writes it; else train the model again."
+    )
 
 
 def _check_shapes(statistics: RejectionStatistics) -> None:

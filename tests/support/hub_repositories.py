@@ -38,6 +38,20 @@ class Repository:
         """Files of the default branch."""
         return self.branches["main"]
 
+    def compute_commit(self, branch: str) -> str:
+        """Return the commit of a branch: a digest of its name and files."""
+        digest = hashlib.sha1(branch.encode())
+        for path, content in sorted(self.branches[branch].items()):
+            digest.update(path.encode() + b"\0" + hashlib.sha1(content).digest())
+        return digest.hexdigest()
+
+    def find_branch(self, revision: str) -> str | None:
+        """Return the branch of a name or a commit; None if there is none."""
+        if revision in self.branches:
+            return revision
+        matches = (name for name in self.branches if self.compute_commit(name) == revision)
+        return next(matches, None)
+
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
@@ -94,9 +108,10 @@ class _Handler(BaseHTTPRequestHandler):
         branch = rest or "main"
         if verb == "branch":
             return self._create_branch(repository, branch)
-        if branch not in repository.branches:
+        found = repository.find_branch(branch)
+        if found is None:
             return self._refuse(404, "Invalid rev id", code="RevisionNotFound")
-        return self._answer_branch(verb, name, branch, body)
+        return self._answer_branch(verb, name, found, body)
 
     def _create_branch(self, repository: Repository, branch: str) -> None:
         if branch in repository.branches:
@@ -115,7 +130,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(
                 [{"type": "file", "path": p, "size": len(files[p]), "oid": "0"} for p in files]
             )
-        return self._send(_describe(name, repository, files))
+        return self._send(_describe(name, repository, branch))
 
     def _validate(self, readme: str) -> None:
         """Answer whether a README has a head that the hub accepts, by its own library."""
@@ -175,12 +190,14 @@ class _Handler(BaseHTTPRequestHandler):
     def _send_file(self, path: str) -> None:
         match = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
         repository = None if match is None else self.server.repositories.get(match[1])
-        files = {} if match is None or repository is None else repository.branches.get("main", {})
-        content = files.get(match[3]) if match else None
+        branch = None if match is None or repository is None else repository.find_branch(match[2])
+        if match is None or repository is None or branch is None:
+            return self._refuse(404, "Revision not found", code="RevisionNotFound")
+        content = repository.branches[branch].get(match[3])
         if content is None:
             return self._refuse(404, "Entry not found", code="EntryNotFound")
         digest = hashlib.sha256(content).hexdigest()
-        headers = {"X-Repo-Commit": "c0ffee" + "0" * 34, "ETag": f'"{digest}"'}
+        headers = {"X-Repo-Commit": repository.compute_commit(branch), "ETag": f'"{digest}"'}
         return self._respond(200, content, headers)
 
     def _refuse(self, status: int, message: str, *, code: str = "") -> None:
@@ -202,17 +219,19 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _choose_mode(file: dict[str, Any]) -> dict[str, Any]:
     """Return how a file is uploaded: as the hub does, weights by LFS and text in the commit."""
-    is_large = file["path"].endswith((".safetensors", ".onnx"))
+    is_large = file["path"].endswith((".safetensors", ".onnx", ".onnx.data"))
     mode = "lfs" if is_large else "regular"
     return {"path": file["path"], "uploadMode": mode, "shouldIgnore": False, "oid": None}
 
 
-def _describe(name: str, repository: Repository, files: dict[str, bytes]) -> dict[str, Any]:
+def _describe(name: str, repository: Repository, branch: str) -> dict[str, Any]:
+    files = repository.branches[branch]
     head = files.get("README.md", b"").decode().split("---\n", 2)
     tags = re.findall(r"^- (\S+)$", head[1], re.MULTILINE) if len(head) == 3 else []
     return {
         "_id": "0",
         "id": name,
+        "sha": repository.compute_commit(branch),
         "private": repository.private,
         "siblings": [{"rfilename": path} for path in files],
         "tags": tags,

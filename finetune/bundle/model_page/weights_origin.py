@@ -30,9 +30,9 @@ HUB_LICENSES = frozenset(
         "fair-noncommercial-research-license", "gfdl", "gpl", "gpl-2.0", "gpl-3.0", "lgpl",
         "lgpl-2.1", "lgpl-3.0", "isc", "h-research", "intel-research", "lppl-1.3c", "ms-pl",
         "apple-ascl", "apple-amlr", "mpl-2.0", "odc-by", "odbl", "openmdw-1.0", "openmdw-1.1",
-        "openrail++", "osl-3.0", "postgresql", "ofl-1.1", "ncsa", "unlicense", "zlib", "pddl", "lgpl-lr",
-        "deepfloyd-if-license", "llama2", "llama3", "llama3.1", "llama3.2", "llama3.3", "llama4",
-        "grok2-community", "gemma",
+        "openrail++", "osl-3.0", "postgresql", "ofl-1.1", "ncsa", "unlicense", "zlib", "pddl",
+        "lgpl-lr", "deepfloyd-if-license", "llama2", "llama3", "llama3.1", "llama3.2", "llama3.3",
+        "llama4", "grok2-community", "gemma",
     }
 )  # fmt: skip
 """Licences that the hub knows by these names; others are ``other`` with a ``license_name``."""

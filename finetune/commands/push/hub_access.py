@@ -1,12 +1,15 @@
 """Access to the hub: token, rights and the repository as it is, before a model is prepared."""
 
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
+from finetune.commands.push.pushed_record import RECORD_FILE, read_record
 from finetune.errors import HubError
 
 if TYPE_CHECKING:
@@ -15,6 +18,8 @@ if TYPE_CHECKING:
 _OWN_TAG = "finetune-vision"
 _MODEL_SUFFIXES = (".safetensors", ".onnx", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".gguf")
 _CARD = "finetune.json"
+_TIMEOUT = 30.0
+"""Seconds that the hub may take for an answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +29,12 @@ class StoredRepository:
     Attributes:
         is_private: Whether others cannot see it.
         files: Paths of its files in the branch, or of ``main`` where the branch does not exist.
+        recorded: Paths that the last push has recorded as its own.
     """
 
     is_private: bool
     files: tuple[str, ...]
+    recorded: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +93,32 @@ def open_hub(repository: str, *, is_private: bool, revision: str | None = None) 
     return HubAccess(api, str(user["name"]), token, stored)
 
 
+def look_up_repository(repository: str, *, revision: str | None = None) -> StoredRepository | None:
+    """Return a repository as it is, where it can be read; None if it does not exist.
+
+    A token is used if there is one.
+
+    Args:
+        repository: Name, as user/name.
+        revision: Branch; None for the default one.
+
+    Raises:
+        HubError: The hub is not reachable or refuses, the repository is not visible, or it holds
+            another model.
+    """
+    from huggingface_hub import HfApi, constants, get_token
+
+    if constants.HF_HUB_OFFLINE:
+        raise HubError("HF_HUB_OFFLINE is set, and the hub was not asked.")
+    token = get_token()
+    api = HfApi(endpoint=constants.ENDPOINT, token=token or False, library_name=_OWN_TAG)
+    with translate_hub_errors(repository, token or ""):
+        stored = _find_repository(api, repository, revision)
+    if stored is None and token is None:
+        raise HubError(f"{repository} does not exist, or is private and there is no token.")
+    return stored
+
+
 def _check_rights(user: Mapping[str, Any], repository: str, endpoint: str) -> None:
     """Check that a token may write to the namespace of a repository.
 
@@ -123,20 +156,31 @@ def _find_repository(
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     try:
-        info = api.model_info(repository, revision=revision)
+        info = api.model_info(repository, revision=revision, timeout=_TIMEOUT)
     except RevisionNotFoundError:
-        info = api.model_info(repository)
+        info, revision = api.model_info(repository, timeout=_TIMEOUT), None
     except RepositoryNotFoundError:
         return None
     files = tuple(sibling.rfilename for sibling in info.siblings or ())
-    is_own = _CARD in files or _OWN_TAG in (info.tags or ())
+    is_own = _CARD in files or RECORD_FILE in files or _OWN_TAG in (info.tags or ())
     foreign = [file for file in files if file.endswith(_MODEL_SUFFIXES)]
     if foreign and not is_own:
         raise HubError(
             f"{repository} exists and holds a model that finetune did not push ({foreign[0]}). "
             f"Choose another name, or remove its files there first."
         )
-    return StoredRepository(bool(info.private), files)
+    recorded: tuple[str, ...] = ()
+    if RECORD_FILE in files:
+        recorded = _download_record(api, repository, info.sha or revision)
+    return StoredRepository(bool(info.private), files, recorded)
+
+
+def _download_record(api: "HfApi", repository: str, revision: str | None) -> tuple[str, ...]:
+    """Return the paths that the last push of a repository has recorded."""
+    with tempfile.TemporaryDirectory(prefix="finetune-push-") as folder:
+        return read_record(
+            Path(api.hf_hub_download(repository, RECORD_FILE, revision=revision, local_dir=folder))
+        )
 
 
 def _check_stored(stored: StoredRepository, repository: str, *, is_private: bool) -> None:
@@ -218,4 +262,4 @@ def _get_first_line(error: Exception) -> str:
 
 
 def _hide(text: str, token: str) -> str:
-    return text.replace(token, "***")
+    return text.replace(token, "***") if token else text

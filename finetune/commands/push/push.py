@@ -1,5 +1,6 @@
 """Upload of a model to the Hugging Face hub, with its page; nothing but safetensors and ONNX."""
 
+import glob
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
@@ -7,19 +8,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.commands.push.hub_access import HubAccess, open_hub, translate_hub_errors
+from finetune.commands.push.hub_access import (
+    HubAccess,
+    StoredRepository,
+    look_up_repository,
+    open_hub,
+    translate_hub_errors,
+)
 from finetune.commands.push.pushed_folder import (
     PushedFolder,
     build_pushed_folder,
     list_files,
     order_formats,
 )
+from finetune.commands.push.pushed_record import find_stale_files
 from finetune.commands.push.repository_name import check_license, check_repository, check_revision
+from finetune.errors import HubError
 from finetune.types import Reporter, StrPath
 from finetune.units import format_bytes
-
-_STALE_SUFFIXES = (".safetensors", ".onnx", "parity.json", "config.json", "finetune.json")
-
 
 _SOURCES = {"random": "random numbers", "file": "a file", "hub": "the hub"}
 
@@ -37,6 +43,8 @@ class PushResult:
         license: Licence of the model as in its head; None if it is unknown.
         base_model: Repository of the backbone's weights; None if it is unknown.
         head: Head of the README in YAML.
+        removed: Files of earlier pushes that are no longer part of the model, which were removed,
+            or, for a dry run, would be; None for a dry run that could not ask the hub.
     """
 
     repository: str
@@ -47,6 +55,7 @@ class PushResult:
     license: str | None
     base_model: str | None
     head: str
+    removed: tuple[str, ...] | None = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values."""
@@ -59,6 +68,7 @@ class PushResult:
             "license": self.license,
             "base_model": self.base_model,
             "head": self.head,
+            "removed": None if self.removed is None else list(self.removed),
         }
 
 
@@ -89,7 +99,8 @@ def push(
         license: Licence of the model, such as "mit"; None for that of the backbone's weights.
         images: Images for the parity check of the export; None takes those of the run.
         prior: Target class prior, as for ``export``.
-        dry_run: Whether to upload nothing, and to need neither a token nor a network.
+        dry_run: Whether to upload nothing, and to need neither a token nor a network; with them,
+            the hub is asked which files of an earlier push would be removed.
         reporter: Receiver of progress and notes.
 
     Raises:
@@ -118,17 +129,30 @@ def push(
         )
         _warn_of_licence(folder, license, reporter)
         if access is None:
-            return _build_result(repository, folder, license)
+            return _build_result(
+                repository,
+                folder,
+                license,
+                removed=_preview_removed(repository, revision, folder, reporter),
+            )
+        removed = _find_removed(access.stored, repository, folder, reporter)
         url, commit = _upload(
             access,
             folder,
             repository=repository,
             is_private=private,
             revision=revision,
+            removed=removed,
             reporter=reporter,
         )
         return _build_result(
-            repository, folder, license, url=url, commit=commit, is_new=access.stored is None
+            repository,
+            folder,
+            license,
+            url=url,
+            commit=commit,
+            is_new=access.stored is None,
+            removed=removed,
         )
 
 
@@ -140,6 +164,7 @@ def _build_result(
     url: str | None = None,
     commit: str | None = None,
     is_new: bool | None = None,
+    removed: tuple[str, ...] | None = (),
 ) -> PushResult:
     return PushResult(
         repository,
@@ -150,7 +175,36 @@ def _build_result(
         own_license or folder.origin.license,
         folder.origin.base_model,
         head=folder.readme.split("---\n", 2)[1],
+        removed=removed,
     )
+
+
+def _find_removed(
+    stored: StoredRepository | None, repository: str, folder: PushedFolder, reporter: Reporter
+) -> tuple[str, ...]:
+    """Return the files of earlier pushes to remove; warn of other files of models, which stay."""
+    if stored is None:
+        return ()
+    stale = find_stale_files(stored.files, stored.recorded, tuple(folder.files))
+    if stale.unrecorded:
+        reporter.warn(
+            f"{repository} has files of a model that are no part of this one, and they stay: "
+            f"{', '.join(stale.unrecorded)}. No push has recorded them; if they are not needed, "
+            f"remove them on the hub"
+        )
+    return stale.removed
+
+
+def _preview_removed(
+    repository: str, revision: str | None, folder: PushedFolder, reporter: Reporter
+) -> tuple[str, ...] | None:
+    """Return the files that a push would remove; None where the hub does not tell."""
+    try:
+        stored = look_up_repository(repository, revision=revision)
+    except HubError as error:
+        reporter.note(f"The files that a push would remove are not known: {error}")
+        return None
+    return _find_removed(stored, repository, folder, reporter)
 
 
 def _warn_of_licence(folder: PushedFolder, own_license: str | None, reporter: Reporter) -> None:
@@ -172,6 +226,7 @@ def _upload(
     repository: str,
     is_private: bool,
     revision: str | None,
+    removed: Sequence[str],
     reporter: Reporter,
 ) -> tuple[str, str]:
     """Create the repository if need be, and upload the folder; return its address and commit."""
@@ -188,12 +243,6 @@ def _upload(
                 api.create_repo(repository, private=is_private, exist_ok=True)
             if revision not in (None, constants.DEFAULT_REVISION):
                 api.create_branch(repository, branch=str(revision), exist_ok=True)
-            known = () if stored is None else stored.files
-            stale = [
-                file
-                for file in known
-                if file.endswith(_STALE_SUFFIXES) and file not in folder.files
-            ]
             assert list_files(folder.path) == dict(folder.files), "changed since it was checked"
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
@@ -202,7 +251,7 @@ def _upload(
                     folder_path=folder.path,
                     revision=revision,
                     commit_message="Push a model with finetune",
-                    delete_patterns=stale or None,
+                    delete_patterns=[glob.escape(file) for file in removed] or None,
                 )
     finally:
         enable_progress_bars()

@@ -16,14 +16,16 @@ from finetune.bundle.model_page.weights_origin import (
 )
 from finetune.bundle.shared_card import remove_local_paths
 from finetune.commands.export.export import export
+from finetune.commands.push.pushed_record import write_record
 from finetune.errors import ConfigError
+from finetune.exporters.parity import PARITY_FILE
 from finetune.types import Reporter
 
 PUSHED_FORMATS = ("timm", "huggingface", "onnx")
 """Formats whose weights are safetensors or ONNX; weights of others may contain pickled code."""
 
 _ROOT_FORMATS = ("timm", "huggingface")
-_SUFFIXES = (".safetensors", ".onnx", ".json", ".md", ".txt", ".pbtxt")
+_SUFFIXES = (".safetensors", ".onnx", ".onnx.data", ".json", ".md", ".txt", ".pbtxt")
 _LIBRARIES = {"huggingface": "transformers", "onnx": "onnx"}
 _README = "README.md"
 
@@ -48,9 +50,9 @@ classes = json.loads(metadata["names"])
 """
 
 _BESIDE = """
-The folder `{name}/` has the same model as a file of {name}, compared on the same images
-(`{name}/parity.json`).
+The folder `{name}/` has the same model as a file of {name}{comparison}.
 """
+_COMPARISON = ", compared on the same images\n(`{name}/parity.json`)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,13 +130,22 @@ def build_pushed_folder(
         export(model, folder / name, format=name, images=images, prior=prior, reporter=reporter)
     bundle = remove_local_paths(load_model(model))
     readme = _render_readme(bundle, folder, first, repository, own_license)
-    readme += "".join(_BESIDE.format(name=name) for name in others)
+    readme += "".join(_describe_subfolder(folder, name) for name in others)
     (folder / _README).write_text(readme, encoding="utf-8")
     for nested in folder.rglob(_README):  # a member of an ensemble is a page of its own
         if nested.parent != folder and nested.parent.parent == folder:
             nested.unlink()
+    write_record(folder, list(list_files(folder)))
     origin = find_strictest([find_weights_origin(one.card) for one in bundle.members or (bundle,)])
     return PushedFolder(folder, list_files(folder), readme, origin)
+
+
+def _describe_subfolder(folder: Path, name: str) -> str:
+    """Return a paragraph on the model in a subfolder; on its parity, where that was checked."""
+    is_compared = (folder / name / PARITY_FILE).is_file()
+    return _BESIDE.format(
+        name=name, comparison=_COMPARISON.format(name=name) if is_compared else ""
+    )
 
 
 def list_files(folder: Path) -> dict[str, int]:

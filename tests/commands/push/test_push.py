@@ -21,6 +21,7 @@ from timm.data.transforms_factory import create_transform
 from finetune.bundle.bundle import load_model, save_bundle
 from finetune.commands.push.push import push
 from finetune.commands.push.pushed_folder import list_files
+from finetune.commands.push.pushed_record import read_record
 from finetune.errors import ConfigError, HubError
 from finetune.inference.predictor import Predictor
 from tests.support.helpers import RecordingReporter
@@ -103,15 +104,57 @@ def test_second_push_is_a_commit_that_removes_what_is_stale(
     push(trained.run_dir, NAME, private=True)
     repository = hub.repositories[NAME]
     assert repository.private
-    repository.branches["main"] |= {"members/0/model.safetensors": b"old", "notes.md": b"mine"}
+    record = json.loads(repository.files["pushed_files.json"])
+    assert set(record["files"]) == set(repository.files)
+    stale = {"members/0/model.safetensors": b"old", "onnx/labels.txt": b"a", "on[nx].txt": b"b"}
+    own = {"notes.md": b"mine", "mine/config.json": b"{}", "mine.safetensors": b"w", "on.txt": b""}
+    record["files"] += [*stale, "gone.onnx"]
+    repository.branches["main"] |= {
+        **stale,
+        **own,
+        "pushed_files.json": json.dumps(record).encode(),
+    }
     hub.head_warnings.append("license_link is missing")
     reporter = RecordingReporter()
+    planned = push(trained.run_dir, NAME, dry_run=True)
+    assert set(planned.removed or ()) == set(stale)
+    assert stale.keys() <= repository.files.keys()
     result = push(trained.run_dir, NAME, private=True, reporter=reporter)
     assert not result.is_new
+    assert set(result.removed or ()) == set(stale)
+    assert result.to_json()["removed"] == list(result.removed or ())
     assert any("license_link is missing" in text for text in reporter.warnings)
-    assert "members/0/model.safetensors" not in repository.files
-    assert repository.files["notes.md"] == b"mine"
+    assert any("mine/config.json, mine.safetensors" in text for text in reporter.warnings)
+    assert not stale.keys() & repository.files.keys()
+    assert own.items() <= repository.files.items()
+    assert set(json.loads(repository.files["pushed_files.json"])["files"]) == set(result.files)
     assert len(repository.commits) == 2
+
+
+def test_push_to_a_branch_removes_what_its_own_record_has(
+    trained: FitResult, hub: WritableHub
+) -> None:
+    push(trained.run_dir, NAME, revision="trial")
+    branch = hub.repositories[NAME].branches["trial"]
+    files = [*json.loads(branch["pushed_files.json"])["files"], "onnx/model.onnx"]
+    branch |= {"onnx/model.onnx": b"", "pushed_files.json": json.dumps({"files": files}).encode()}
+    result = push(trained.run_dir, NAME, revision="trial")
+    assert result.removed == ("onnx/model.onnx",)
+    assert "onnx/model.onnx" not in branch
+
+
+def test_push_with_damaged_record_removes_nothing(
+    trained: FitResult, hub: WritableHub, tmp_path: Path
+) -> None:
+    for record in (b"[]", b'{"files": 3}', b"\xff", b"[" * 99999):
+        (tmp_path / "record.json").write_bytes(record)
+        assert read_record(tmp_path / "record.json") == ()
+    files = {"pushed_files.json": b"{", "onnx/model.onnx": b"old"}
+    hub.repositories[NAME] = Repository(False, {"main": files})
+    reporter = RecordingReporter()
+    result = push(trained.run_dir, NAME, dry_run=True, reporter=reporter)
+    assert result.removed == ()
+    assert any("they stay: onnx/model.onnx" in text for text in reporter.warnings)
 
 
 def test_push_to_a_branch_leaves_main_as_it_is(trained: FitResult, hub: WritableHub) -> None:
@@ -137,6 +180,8 @@ def test_dry_run_needs_neither_token_nor_network(
     assert (result.url, result.commit, result.is_new) == (None, None, None)
     assert "model.safetensors" in result.files
     assert "pipeline_tag: image-classification" in result.head
+    assert result.removed is None
+    assert any("HF_HUB_OFFLINE is set" in text for text in reporter.notes)
 
 
 def make_read_token(hub: WritableHub, patch: pytest.MonkeyPatch) -> None:
@@ -237,7 +282,12 @@ def test_refused_upload_is_one_message(
 
 def test_files_that_may_be_pickles_or_links_are_not_pushed(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"")
-    assert list_files(tmp_path) == {"model.safetensors": 0}
+    (tmp_path / "model.onnx.data").write_bytes(b"")  # the weights of a model of more than 2 GB
+    assert list_files(tmp_path) == {"model.onnx.data": 0, "model.safetensors": 0}
+    (tmp_path / "train.data").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"train\.data is not pushed"):
+        list_files(tmp_path)
+    (tmp_path / "train.data").unlink()
     (tmp_path / "secret.json").symlink_to("/etc/passwd")
     with pytest.raises(ConfigError, match=r"secret\.json is a link"):
         list_files(tmp_path)
@@ -248,8 +298,9 @@ def test_files_that_may_be_pickles_or_links_are_not_pushed(tmp_path: Path) -> No
 
 
 def test_push_warns_of_weights_that_allow_no_commercial_use(
-    trained: FitResult, tmp_path: Path
+    trained: FitResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     bundle = load_model(trained.run_dir)
     facts = {**bundle.card.facts, "weights": "hub (convnextv2_atto.fcmae)"}
     save_bundle(bundle.network, replace(bundle.card, facts=facts), tmp_path / "bundle")
@@ -279,3 +330,28 @@ def test_push_as_onnx_beside_transformers_files(
     expected = predict(trained.run_dir, insects)
     for model in (folder, folder / "onnx"):
         torch.testing.assert_close(predict(model, insects), expected, rtol=0, atol=1e-3)
+
+
+def test_pushed_page_claims_no_comparison_that_was_not_made(
+    trained: FitResult, tmp_path: Path, hub: WritableHub
+) -> None:
+    pytest.importorskip("onnxruntime")
+    bundle = load_model(trained.run_dir)
+    save_bundle(bundle.network, replace(bundle.card, facts={}), tmp_path / "bundle")
+    push(tmp_path / "bundle", NAME, format=["timm", "onnx"])
+    files = hub.repositories[NAME].files
+    assert "onnx/model.onnx" in files
+    assert "onnx/parity.json" not in files
+    assert "has the same model as a file of onnx.\n" in files["README.md"].decode()
+    assert "parity" not in files["README.md"].decode()
+
+
+@pytest.mark.slow
+def test_model_pushed_as_onnx_alone_is_loaded_by_its_name(
+    trained: FitResult, insects: Path, hub: WritableHub
+) -> None:
+    pytest.importorskip("onnxruntime")
+    push(trained.run_dir, NAME, format="onnx")
+    expected = predict(trained.run_dir, insects)
+    found = predict(Path(f"hf-hub:{NAME}"), insects)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)

@@ -25,6 +25,9 @@ class StreamImage:
         reason: Why the image cannot be read, where that is known; its path and data are None.
         container: Number of the file, from 0, that holds the image beside others; None for a
             file of its own.
+        is_io_error: Whether this stands for all or the rest of a container that could not be
+            read because the disk, the network or a permission failed, not for its content:
+            later it may have other images.
     """
 
     name: str
@@ -32,6 +35,7 @@ class StreamImage:
     data: bytes | None = None
     reason: str | None = None
     container: int | None = None
+    is_io_error: bool = False
 
 
 class ImageStream(Protocol):

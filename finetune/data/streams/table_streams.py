@@ -154,7 +154,10 @@ class ParquetStream:
                         image = TableImage(image.row, None, image.content)
                     yield _to_stream_image(image, file, shown, reader, container=number)
             except DataError as error:
-                yield StreamImage(name, reason=str(error).rstrip("."), container=number)
+                cause = error.__cause__
+                is_io_error = isinstance(cause, OSError) and cause.errno is not None
+                reason = str(error).rstrip(".")
+                yield StreamImage(name, reason=reason, container=number, is_io_error=is_io_error)
 
     def count(self) -> int | None:
         """Return the number of rows."""

@@ -55,7 +55,9 @@ class TarStream:
                         num_images += 1
                         yield image
             except OSError as error:
-                yield StreamImage(str(file), reason=f"not readable ({error.strerror})")
+                num_images += 1
+                reason = f"not readable ({error.strerror or error})"
+                yield StreamImage(str(file), reason=reason, container=number, is_io_error=True)
         if not num_images:
             raise DataError(
                 f"{self.description} contains no image: no member's name ends as that of an image "
@@ -107,11 +109,14 @@ def read_tar(stream: IO[bytes], name: str, container: int | None) -> Iterator[St
                 num_images += 1
                 yield StreamImage(shown, data=data, container=container)
     except _ERRORS as error:
+        is_io_error = isinstance(error, OSError) and error.errno is not None
         detail = " ".join(str(error).split()) or type(error).__name__
+        found = "not readable" if is_io_error else "damaged or incomplete tar file"
         yield StreamImage(
             name,
-            reason=f"damaged or incomplete tar file ({detail}); {num_images} images before that",
+            reason=f"{found} ({detail}); {num_images} images before that",
             container=container,
+            is_io_error=is_io_error,
         )
 
 

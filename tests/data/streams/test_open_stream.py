@@ -185,6 +185,18 @@ def test_truncated_tar_keeps_the_images_before_and_says_so(tmp_path: Path) -> No
     ]
 
 
+def test_tar_that_cannot_be_opened_is_an_image_of_its_container_with_the_reason(
+    tmp_path: Path,
+) -> None:
+    write_tar(tmp_path / "0.tar", {"0.png": encode_noise(0)})
+    (tmp_path / "1.tar").mkdir()
+    images = read("{0..1}.tar")
+    assert [(image.name, image.container) for image in images] == [("0.tar/0.png", 0), ("1.tar", 1)]
+    assert images[1].reason == "not readable (Is a directory)"
+    assert [image.is_io_error for image in images] == [False, True]
+    assert len(read("{1..1}.tar")) == 1
+
+
 def test_tar_without_images_and_missing_inputs_are_errors(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", {"a.txt": b"1"})
     with pytest.raises(DataError, match=r"a\.tar contains no image"):

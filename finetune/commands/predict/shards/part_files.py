@@ -8,6 +8,7 @@ from typing import Self
 
 from finetune.commands.predict.prediction_row import PredictionRow, RowFormat
 from finetune.commands.predict.row_writers import RowWriter, open_writer
+from finetune.errors import DataError
 from finetune.system.files import write_text
 
 Unit = tuple[int, int]
@@ -32,6 +33,7 @@ class PartFiles:
         self._form = form
         self._part_size = part_size
         self._open: dict[Unit, _OpenPart] = {}
+        self._abandoned: set[Unit] = set()
 
     def __enter__(self) -> Self:
         """Return itself."""
@@ -45,11 +47,19 @@ class PartFiles:
     ) -> None:
         """Complete the last parts of shards, which may be shorter; after an error, remove them."""
         while self._open:
-            _, part = self._open.popitem()
+            unit, part = self._open.popitem()
+            if error is None and unit in self._abandoned:
+                stop = DataError("The rest of this part cannot be read.")
+                part.manager.__exit__(DataError, stop, None)
+                continue
             if error is None:
                 part.writer.write(part.rows)
                 self.num_written += 1
             part.manager.__exit__(kind, error, traceback)
+
+    def abandon(self, unit: Unit) -> None:
+        """Remove a part at the end unless it is complete before, as its images are not known."""
+        self._abandoned.add(unit)
 
     def has(self, unit: Unit) -> bool:
         """Return whether a part is complete."""

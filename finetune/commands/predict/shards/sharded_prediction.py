@@ -113,6 +113,8 @@ def predict_shards(
         reporter: Receiver of progress and notes.
 
     Raises:
+        DataError: A tar or Parquet file could not be read because of a disk, a network or a
+            permission. The parts of images after it are missing, and a rerun predicts them.
         RunFolderError: The folder holds parts of another prediction; the message says what differs.
         FinetuneError: Invalid arguments, model or data; the message names the remedy.
     """
@@ -146,7 +148,9 @@ def predict_shards(
         ):
             for row in rows:
                 files.write(work.pending.popleft(), row)
-    return work.finish()
+    result = work.finish()
+    work.check_read()
+    return result
 
 
 class _Work:
@@ -172,6 +176,7 @@ class _Work:
         self._part_size = part_size
         self._num_images: Counter[int] = Counter()
         self._is_done: dict[Unit, bool] = {}
+        self._unread: dict[int, StreamImage] = {}
 
     def iterate(self) -> Iterator[StreamImage]:
         """Yield the images of the parts of this process that are not there yet.
@@ -183,6 +188,12 @@ class _Work:
         current: dict[int, tuple[Unit, bool]] = {}
         for image in self._job.stream.iterate(selects):
             shard = self._rule.get_shard(image)
+            if image.is_io_error:
+                self._abandon_rest(image)
+            if len(self._unread) == self._rule.num_shards:
+                return
+            if shard in self._unread:
+                continue
             number = self._num_images[shard]
             self._num_images[shard] += 1
             if number % self._part_size == 0:
@@ -208,12 +219,15 @@ class _Work:
             ]
             is_known = not self._rule.is_by_container or self._owns_shard(shard)
             absent = sum(not self._files.has(unit) for unit in units)
+            if shard in self._unread:
+                absent = max(1, absent)
             if is_known and not absent:
                 self._files.mark_complete(shard, self._num_images[shard])
             missing += absent if is_known else 1
         if not missing:
             remove_stale_temp_files(self._files.folder)
-        if not self._num_images and self._share.is_alone and not self._rule.is_by_container:
+        is_empty = not self._num_images and not self._unread
+        if is_empty and self._share.is_alone and not self._rule.is_by_container:
             raise DataError(f"{self._job.stream.description} holds no image. Check the path.")
         return ShardsResult(
             self._files.folder,
@@ -227,6 +241,34 @@ class _Work:
             None if features is None else features.to_json()["rejection"],
             () if features is None else tuple(features.describe(self._job.num_predicted)),
         )
+
+    def check_read(self) -> None:
+        """Check that no shard has ended early.
+
+        Raises:
+            DataError: One has, as a file of images could not be read.
+        """
+        unread = {image.name: image.reason for image in self._unread.values()}
+        if unread:
+            shown = "; ".join(f"{name}: {reason}" for name, reason in list(unread.items())[:3])
+            more = f"; and {len(unread) - 3} more" if len(unread) > 3 else ""
+            raise DataError(
+                f"The predictions are not complete, as a file of images cannot be read, and those "
+                f"after it wait for it ({shown}{more}). Complete parts are kept: make it readable, "
+                f"and start the same command again."
+            )
+
+    def _abandon_rest(self, image: StreamImage) -> None:
+        """Note that the images of a shard from here on are not known; without containers, of all.
+
+        Nothing that is written may depend on the number of images of a file that may be read later.
+        """
+        shards = range(self._rule.num_shards)
+        if self._rule.is_by_container:
+            shards = range(shard := self._rule.get_shard(image), shard + 1)
+        for shard in shards:
+            self._unread.setdefault(shard, image)
+            self._files.abandon((shard, self._num_images[shard] // self._part_size))
 
     def _takes(self, unit: Unit) -> bool:
         """Return whether this process writes a part; it is noted if it is there."""
@@ -242,4 +284,5 @@ class _Work:
     def _select_container(self, container: int) -> bool:
         """Return whether this process reads a file that holds images."""
         shard = self._rule.get_container_shard(container)
-        return self._owns_shard(shard) and not self._files.get_marker(shard).exists()
+        is_done = shard in self._unread or self._files.get_marker(shard).exists()
+        return self._owns_shard(shard) and not is_done

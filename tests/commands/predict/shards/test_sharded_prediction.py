@@ -173,12 +173,8 @@ def test_enough_tar_files_are_divided_among_processes_without_reading_those_of_o
     tiny: Path, many: Path, tmp_path: Path
 ) -> None:
     shards = tmp_path / "shards"
-    shards.mkdir()
+    write_tars(shards, many, 4)
     files = sorted(many.iterdir())
-    for number in range(4):
-        with tarfile.open(shards / f"{number}.tar", "w") as tar:
-            for file in files[number::4]:
-                tar.add(file, file.name)
     folder = tmp_path / "parts"
     first = predict(tiny, shards, folder, 0, 2, part_size=6)
     assert first.num_images + first.num_unreadable == 20
@@ -189,6 +185,16 @@ def test_enough_tar_files_are_divided_among_processes_without_reading_those_of_o
     assert last.num_images + last.num_unreadable == 20
     names = [Path(row[0]).name for row in read_rows(folder)]
     assert sorted(names) == [file.name for file in files]
+
+
+def write_tars(folder: Path, photos: Path, num_files: int) -> None:
+    """Write the images of a folder into tar files."""
+    folder.mkdir()
+    files = sorted(photos.iterdir())
+    for number in range(num_files):
+        with tarfile.open(folder / f"{number}.tar", "w") as tar:
+            for file in files[number::num_files]:
+                tar.add(file, file.name)
 
 
 def test_images_of_standard_input_cannot_be_divided(tiny: Path, tmp_path: Path) -> None:

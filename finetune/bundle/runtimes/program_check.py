@@ -3,7 +3,8 @@
 ``torch.export.load`` unpickles what an archive declares as pickled, and its example inputs; it
 evaluates the expressions of sizes as Python, executes guards, looks up operators by name in the
 whole of torch, and loads compiled libraries. ``finetune export`` writes none of these but sizes and
-operators of tensors, and only files of that kind are loaded.
+operators of tensors, and only files of that kind are loaded. Their sizes are bounded, before memory
+is reserved or a number is computed.
 """
 
 import ast
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from finetune.bundle.verification.json_file import MAX_JSON_BYTES
 from finetune.errors import RunFolderError
 
 _ENTRIES = re.compile(
@@ -25,7 +27,8 @@ _EMPTY_ENTRY = "data/sample_inputs/model.pt"
 _MODEL_ENTRY = "models/model.json"
 
 _OPERATORS = re.compile(
-    r"torch\.ops\.(aten|torchvision)\.\w+\.\w+|_operator\.[a-z]+|torch\.sym_[a-z]+"
+    r"torch\.ops\.(aten|torchvision)\.\w+\.\w+|torch\.sym_[a-z]+"
+    r"|_operator\.(getitem|add|sub|mul|floordiv|truediv|mod|neg|pos|eq|ne|lt|le|gt|ge|and_|or_)"
     r"|math\.(ceil|floor|trunc|sqrt)"
 )
 _FILE_OPERATORS = re.compile(r"torch\.ops\.aten\.(from_file|save|load)\w*\.")
@@ -36,6 +39,12 @@ _SIZE_FUNCTIONS = {
     "CeilToInt", "RoundToInt", "Eq", "Ne", "Lt", "Le", "Gt", "Ge",
     "Equality", "Unequality", "StrictLessThan", "LessThan", "StrictGreaterThan", "GreaterThan",
 }  # fmt: skip
+_MAX_SIZE_CHARACTERS = 4000
+_MAX_SIZE_NODES = 1000
+_MAX_SIZE_CONSTANT = 2**63
+_MAX_EXPONENT = 4
+"""Bounds of an expression; that of a Swin Transformer with a free batch size has 20 nodes."""
+
 _SIZE_NAMES = re.compile(r"[suz]\d+|int_oo")
 _SIZE_NODES = (
     ast.Expression, ast.Call, ast.Name, ast.Load, ast.Constant, ast.keyword, ast.BinOp, ast.UnaryOp,
@@ -43,8 +52,12 @@ _SIZE_NODES = (
 )  # fmt: skip
 
 
-def check_program_file(file: Path) -> None:
+def check_program_file(file: Path, *, max_json_bytes: int = MAX_JSON_BYTES) -> None:
     """Check that a file holds nothing but tensors, and operators on them.
+
+    Args:
+        file: File.
+        max_json_bytes: Largest size of a text in it.
 
     Raises:
         RunFolderError: It is no such file, or may run other code; the message says what it holds.
@@ -54,6 +67,7 @@ def check_program_file(file: Path) -> None:
             names = archive.namelist()
             if len({name.partition("/")[0] for name in names}) > 1 or len({*names}) < len(names):
                 raise ValueError("two of its entries have one name")  # which of them torch reads?
+            _check_storage(archive.infolist(), file.stat().st_size, max_json_bytes)
             sizes = {_strip_folder(e.filename): e.file_size for e in archive.infolist()}
             entries = {_strip_folder(name): name for name in names}
             reason = _find_unknown_entry(sizes)
@@ -73,6 +87,24 @@ def check_program_file(file: Path) -> None:
             f"{file} is not loaded, as loading it may run code: {reason}. finetune export --format "
             f"torch writes files without it. Export the model again."
         )
+
+
+def _check_storage(entries: list[zipfile.ZipInfo], archive_size: int, max_json_bytes: int) -> None:
+    """Check that entries take no more memory than the archive, as torch does not compress them.
+
+    Raises:
+        ValueError: They do, or the text of one is too long.
+    """
+    for entry in entries:
+        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
+            raise ValueError(f"its entry {entry.filename!r} is compressed")
+        if entry.filename.endswith(".json") and entry.file_size > max_json_bytes:
+            raise ValueError(
+                f"its entry {entry.filename!r} has {entry.file_size / 2**20:,.0f} MB, and no more "
+                f"than {max_json_bytes // 2**20} MB are read"
+            )
+    if sum(entry.file_size for entry in entries) > archive_size:
+        raise ValueError("its entries overlap")
 
 
 def _strip_folder(name: str) -> str:
@@ -144,17 +176,35 @@ def _is_plain_structure(text: str) -> bool:
 
 
 def _is_size(text: str) -> bool:
-    """Return whether an expression computes a size from sizes and does nothing else."""
+    """Return whether an expression computes a size from sizes and does nothing else.
+
+    It is short, and its powers are small: sympy computes those of constants as whole numbers.
+    """
+    if len(text) > _MAX_SIZE_CHARACTERS:
+        return False
     try:
         nodes = list(ast.walk(ast.parse(text, mode="eval")))
-    except (SyntaxError, ValueError, RecursionError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    if len(nodes) > _MAX_SIZE_NODES or not all(map(_is_small_power, nodes)):
         return False
     functions = [node.func for node in nodes if isinstance(node, ast.Call)]
     names = {id(func) for func in functions}
+    symbols = {
+        id(arg)
+        for node in nodes
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id == "Symbol"
+        for arg in node.args
+    }  # a text elsewhere can be repeated
     return all(
         isinstance(node, _SIZE_NODES)
         and not (isinstance(node, ast.Name) and not _is_known_name(node, id(node) in names))
-        and not (isinstance(node, ast.Constant) and not _is_known_constant(node.value))
+        and not (
+            isinstance(node, ast.Constant)
+            and not _is_known_constant(node.value, id(node) in symbols)
+        )
         for node in nodes
     ) and all(isinstance(func, ast.Name) for func in functions)
 
@@ -163,7 +213,40 @@ def _is_known_name(node: ast.Name, is_called: bool) -> bool:
     return node.id in _SIZE_FUNCTIONS if is_called else bool(_SIZE_NAMES.fullmatch(node.id))
 
 
-def _is_known_constant(value: object) -> bool:
-    return isinstance(value, int | float) or (
-        isinstance(value, str) and bool(_SIZE_NAMES.fullmatch(value))
-    )
+def _is_small_power(node: ast.AST) -> bool:
+    """Return whether a node is no power, or one of a small constant exponent without others."""
+    if not _is_power(node):
+        return True
+    if isinstance(node, ast.BinOp):
+        base, exponent = node.left, node.right
+    elif isinstance(node, ast.Call) and len(node.args) == 2 and not node.keywords:
+        base, exponent = node.args
+    else:
+        return False
+    value = _read_integer(exponent)
+    is_nested = any(map(_is_power, ast.walk(base)))
+    return value is not None and abs(value) <= _MAX_EXPONENT and not is_nested
+
+
+def _is_power(node: ast.AST) -> bool:
+    if isinstance(node, ast.BinOp):
+        return isinstance(node.op, ast.Pow | ast.LShift)
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Pow"
+
+
+def _read_integer(node: ast.expr) -> int | None:
+    """Return the value of ``2``, ``-2`` or ``Integer(2)``; None for another expression."""
+    if isinstance(node, ast.Call) and len(node.args) == 1 and not node.keywords:
+        is_integer = isinstance(node.func, ast.Name) and node.func.id == "Integer"
+        return _read_integer(node.args[0]) if is_integer else None
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        value = _read_integer(node.operand)
+        return None if value is None else -value
+    is_integer = isinstance(node, ast.Constant) and type(node.value) is int
+    return node.value if is_integer else None
+
+
+def _is_known_constant(value: object, is_symbol: bool) -> bool:
+    if isinstance(value, int | float):
+        return abs(value) <= _MAX_SIZE_CONSTANT
+    return is_symbol and isinstance(value, str) and bool(_SIZE_NAMES.fullmatch(value))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
 import warnings
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from finetune.bundle.runtimes.program_check import check_program_file
 from finetune.bundle.runtimes.program_network import load_program
 from finetune.errors import RunFolderError
 
@@ -146,6 +148,75 @@ CHANGES: dict[str, tuple[Callable[[Entries], None], str]] = {
     "type": (_replace_in_model("builtins.tuple", "os.system"), "no tensors"),
     "no program": (_remove_model, "has no models"),
 }
+
+
+ENDLESS = [
+    "2**70", "9**2**2", "(2**2)**2", "Pow(Integer(2), Integer(70))", "Pow(Pow(2, 2), 2)",
+    "2**Symbol('s77')", "Pow(2, Max(3, 4))", "Pow(*Pow(2, 2))", "1 << 70", f"{2**64} + 1",
+    "'s77' * 3", "+".join(["1"] * 1500),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ENDLESS)
+def test_load_program_of_unbounded_expression_is_refused(
+    program: Path, tmp_path: Path, text: str
+) -> None:
+    change = _replace_in_model(_SYMBOL, f"{text} + Symbol('")
+    with pytest.raises(RunFolderError, match="expression"):
+        load_program(rewrite(program, tmp_path / "bad.pt2", change))
+
+
+@pytest.mark.parametrize("text", ["2**3", "Pow(Integer(2), Integer(-1))", "4 * Integer(16)"])
+def test_load_program_of_small_expression_is_not_refused(
+    program: Path, tmp_path: Path, text: str
+) -> None:
+    change = _replace_in_model(_SYMBOL, f"{text} * Symbol('")
+    check_program_file(rewrite(program, tmp_path / "good.pt2", change))
+
+
+@pytest.mark.parametrize("operator", ["pow", "lshift", "call"])
+def test_load_program_of_other_operators_of_python_is_refused(
+    program: Path, tmp_path: Path, operator: str
+) -> None:
+    change = _replace_in_model("torch.ops.aten.linear.default", f"_operator.{operator}")
+    with pytest.raises(RunFolderError, match=f"calls '_operator.{operator}'"):
+        load_program(rewrite(program, tmp_path / "bad.pt2", change))
+
+
+def test_load_program_that_inflates_is_refused_unread(program: Path, tmp_path: Path) -> None:
+    def add_blanks(entries: Entries) -> None:
+        entries["models/model.json"] += b" " * 2**20
+
+    plain = rewrite(program, tmp_path / "plain.pt2", add_blanks)
+    load_program(plain)
+    with zipfile.ZipFile(plain) as archive, zipfile.ZipFile(tmp_path / "bad.pt2", "w") as target:
+        for name in archive.namelist():
+            kind = zipfile.ZIP_DEFLATED if name.endswith("model.json") else zipfile.ZIP_STORED
+            target.writestr(name, archive.read(name), kind)
+    with pytest.raises(RunFolderError, match=r"model\.json' is compressed"):
+        load_program(tmp_path / "bad.pt2")
+
+
+def test_check_program_file_of_too_long_text_refuses_it_unread(program: Path) -> None:
+    with zipfile.ZipFile(program) as archive:
+        size = archive.getinfo("model/models/model.json").file_size
+    with pytest.raises(RunFolderError, match=r"model\.json' has 0 MB, and no more than"):
+        check_program_file(program, max_json_bytes=size - 1)
+
+
+def test_load_program_of_overlapping_entries_is_refused(program: Path, tmp_path: Path) -> None:
+    file = rewrite(program, tmp_path / "bad.pt2", lambda _: None)
+    archive = zipfile.ZipFile(file, "a")
+    large = max(archive.infolist(), key=lambda entry: entry.file_size)
+    for number in range(50, 60):
+        double = copy.copy(large)
+        double.filename = f"model/data/weights/weight_{number}"
+        archive.filelist.append(double)
+        archive.NameToInfo[double.filename] = double
+    archive._didModify = True  # type: ignore[attr-defined]
+    archive.close()
+    with pytest.raises(RunFolderError, match="overlap"):
+        load_program(file)
 
 
 @pytest.mark.parametrize("name", CHANGES)

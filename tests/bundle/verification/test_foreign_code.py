@@ -127,7 +127,8 @@ def test_model_that_names_torch_hub_runs_no_code(
     path = write(saved, evil, "torch.hub:load", build_entries(evil))
     assert "not executed" in refuse(path)
     assert not marker.exists()
-    torch.hub.load(**build_entries(evil), num_classes=2)  # the trap works
+    load: Callable[..., object] = torch.hub.load
+    load(**build_entries(evil), num_classes=2)  # the trap works
     assert marker.exists()
 
 
@@ -147,6 +148,11 @@ def test_model_in_working_folder_that_names_its_own_code_runs_none(
         assert "not executed" in refuse(model)
     assert not marker.exists()
     assert "evil" not in sys.modules
+
+
+def test_hub_folder_may_name_no_code_at_all(saved: Path, evil: Path) -> None:
+    path = write_hub_folder(saved, evil, "torchvision.models:squeezenet1_1", {})
+    assert "names code, 'torchvision.models:squeezenet1_1', as the architecture" in refuse(path)
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,10 @@ def test_weights_file_with_code_is_refused_and_runs_none(tmp_path: Path) -> None
 
 
 def test_package_opens_no_pickle() -> None:
-    """Every ``torch.load`` of the package reads tensors alone, and nothing else reads pickles."""
+    """Every ``torch.load`` of the package reads tensors alone, and nothing else reads pickles.
+
+    What other libraries would execute for a model is tested in ``test_foreign_code``.
+    """
     package = Path(finetune.__file__).parent
     forbidden = (
         "allow_pickle=True", "weights_only=False", "import pickle", "import joblib", "import dill",

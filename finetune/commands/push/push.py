@@ -100,7 +100,7 @@ def push(
         images: Images for the parity check of the export; None takes those of the run.
         prior: Target class prior, as for ``export``.
         dry_run: Whether to upload nothing, and to need neither a token nor a network; with them,
-            the hub is asked which files of an earlier push would be removed.
+            the files of an earlier push that would be removed are looked up.
         reporter: Receiver of progress and notes.
 
     Raises:

@@ -1,6 +1,8 @@
 """Preprocessing by Pillow and NumPy from the metadata of a file alone, as its users write it.
 
-It shares nothing with the transforms of training and evaluation, which the export is compared with.
+It shares nothing with the transforms of training and evaluation, which the export is compared with,
+and opens ordinary photos by Pillow alone, see ``open_plain_photo``. Other files are opened as for
+training.
 """
 
 import json
@@ -18,6 +20,7 @@ from torch import Tensor
 
 from finetune.data.images.decode import open_image
 from finetune.data.images.multichannel import MultichannelImage, Planes, get_whole_image
+from finetune.exporters.plain_photo import open_plain_photo
 from finetune.types import ReadOptions
 
 Array = NDArray[Any]
@@ -68,13 +71,17 @@ def parse_description(metadata: Mapping[str, str]) -> FileDescription:
 
 def read_photo(path: Path, options: ReadOptions) -> Array:
     """Return the pixels of an image file, uint8 or uint16, shape (H, W, C)."""
+    photo = open_plain_photo(path, options)
+    if photo is not None:
+        return np.array(photo)
     image = open_image(path, options=options)
     return image.pixels if isinstance(image, MultichannelImage) else np.array(image.to_pil())
 
 
 def prepare_pixels(path: Path, options: ReadOptions, file: FileDescription) -> Array:
     """Return the normalised pixels of an image file, float32, shape (C, h, w)."""
-    image = get_whole_image(open_image(path, options=options))
+    photo = open_plain_photo(path, options)
+    image = get_whole_image(open_image(path, options=options)) if photo is None else photo
     channels = image.images if isinstance(image, Planes) else image.split()
     resized = [
         _resize_and_crop(channel, file, round(255 * mean))

@@ -20,13 +20,13 @@ from finetune.bundle.ensemble_card import (
 )
 from finetune.bundle.model_card import ModelCard, read_card_json
 from finetune.data.images.decode import open_image
-from finetune.data.images.lazy_image import LazyImage
 from finetune.data.images.multichannel import Planes, get_whole_image
 from finetune.errors import ModelError
 from finetune.exporters import timm_format
 from finetune.exporters.export_formats import ExportOptions
 from finetune.exporters.folded_head import fold_adjustment_into_head
-from finetune.types import Reporter
+from finetune.exporters.plain_photo import open_plain_photo
+from finetune.types import ReadOptions, Reporter
 
 ENSEMBLE_FACTS = ("metrics", "evaluations", "ensemble_weights")
 """Facts of an ensemble's card that do not follow from its members."""
@@ -122,11 +122,11 @@ def _predict_network(folder: Path, card: ModelCard, images: Sequence[Path]) -> T
             "crop_pct": spec.crop_pct,
             "crop_mode": spec.crop_mode,
         }
-    is_rgb = card.read_options.is_rgb
-    transform = _build_rgb_transform(config) if is_rgb else _build_channels_transform(config)
+    options = card.read_options
+    build = _build_rgb_transform if options.is_rgb else _build_channels_transform
+    prepare = build(config, options)
     with torch.inference_mode():
-        opened = (open_image(path, options=card.read_options) for path in images)
-        logits = torch.cat([network(transform(image)[None]) for image in opened])
+        logits = torch.cat([network(prepare(path)[None]) for path in images])
     scaled = logits / card.temperature
     if card.shift is not None:
         scaled = scaled + torch.tensor(card.shift)
@@ -148,19 +148,27 @@ def _load_with_timm(folder: Path, classes: Sequence[str]) -> tuple[nn.Module, Ma
     return network, resolve_model_data_config(network)  # type: ignore[no-untyped-call]
 
 
-def _build_rgb_transform(data_config: Mapping[str, Any]) -> Callable[[LazyImage], Tensor]:
-    """Return timm's transform of a whole image."""
+def _build_rgb_transform(
+    data_config: Mapping[str, Any], options: ReadOptions
+) -> Callable[[Path], Tensor]:
+    """Return a function that opens an image file and applies timm's transform."""
     transform = create_transform(**data_config, is_training=False)
 
-    def apply(image: LazyImage) -> Tensor:
-        pixels: Tensor = transform(image.to_pil())
+    def apply(path: Path) -> Tensor:
+        photo = open_plain_photo(path, options) or open_image(path, options=options).to_pil()
+        pixels: Tensor = transform(photo)
         return pixels
 
     return apply
 
 
-def _build_channels_transform(data_config: Mapping[str, Any]) -> Callable[[LazyImage], Tensor]:
-    """Return timm's transform of each channel as a grey image, normalised together."""
+def _build_channels_transform(
+    data_config: Mapping[str, Any], options: ReadOptions
+) -> Callable[[Path], Tensor]:
+    """Return a function that opens an image file and applies timm's transform to each channel.
+
+    A channel is a grey image; all of them are normalised together.
+    """
     config = dict(data_config)
     size = (1, *config.pop("input_size")[1:])
     means, stds = (torch.tensor(config.pop(key))[:, None, None] for key in ("mean", "std"))
@@ -171,8 +179,8 @@ def _build_channels_transform(data_config: Mapping[str, Any]) -> Callable[[LazyI
         for mean in means
     ]
 
-    def apply(image: LazyImage) -> Tensor:
-        whole = get_whole_image(image)
+    def apply(path: Path) -> Tensor:
+        whole = get_whole_image(open_image(path, options=options))
         assert isinstance(whole, Planes), "images of other channels than RGB of 8 bits"
         pairs = zip(channels, whole.images, strict=True)
         pixels = torch.cat([torch.as_tensor(resize(plane)) for resize, plane in pairs]) / 255

@@ -170,7 +170,9 @@ def export(
         bundle = replace(bundle, card=replace(bundle.card, facts=facts))
     is_smaller = options.precision != "fp32"
     limit = NUM_ACCURACY_IMAGES if is_smaller else NUM_PARITY_IMAGES
-    parity_images = select_parity_images(paths, images, card=bundle.card, limit=limit)
+    parity_images = select_parity_images(
+        paths, images, card=bundle.card, reporter=reporter, limit=limit
+    )
     if is_smaller:
         options, parity_images = add_calibration_images(options, parity_images, paths, reporter)
     result = ExportResult(

@@ -10,13 +10,15 @@ from torch import Tensor
 
 from finetune.bundle.model_card import ModelCard
 from finetune.commands.stored_run import read_stored_config, read_stored_manifest
+from finetune.data.layouts.layout_messages import join_names
 from finetune.data.layouts.table_options import DEFAULT_TABLE_OPTIONS
 from finetune.data.manifest import Manifest
 from finetune.data.multi_label.multi_hot import count_labels
 from finetune.data.scan import list_images, scan
 from finetune.errors import FinetuneError
 from finetune.system import run_folder
-from finetune.types import Sample, Split
+from finetune.types import Reporter, Sample, Split
+from finetune.units import format_count
 
 Item = TypeVar("Item")
 
@@ -44,7 +46,12 @@ class ParityImages:
 
 
 def select_parity_images(
-    models: Sequence[Path], images: Path | None, *, card: ModelCard, limit: int = NUM_PARITY_IMAGES
+    models: Sequence[Path],
+    images: Path | None,
+    *,
+    card: ModelCard,
+    reporter: Reporter,
+    limit: int = NUM_PARITY_IMAGES,
 ) -> ParityImages:
     """Return given images, or those of a run: validation, else test, else training images.
 
@@ -55,13 +62,14 @@ def select_parity_images(
         models: Paths of the exported models.
         images: Folder, CSV, Parquet files or image; None for the images of the first run.
         card: Card of the exported model.
+        reporter: Receiver of a note where given images have labels that cannot be used.
         limit: Largest number of images.
 
     Raises:
         DataError: Given images do not exist, or the manifest of the run is damaged.
     """
     if images is not None:
-        return _read_given_images(images, card, limit)
+        return _read_given_images(images, card, limit, reporter)
     manifest = _read_run_manifest(models)
     if manifest is None:
         return ParityImages()
@@ -98,7 +106,9 @@ def _read_run_manifest(models: Sequence[Path]) -> Manifest | None:
     return read_stored_manifest(run, read_stored_config(run))
 
 
-def _read_given_images(images: Path, card: ModelCard, limit: int) -> ParityImages:
+def _read_given_images(
+    images: Path, card: ModelCard, limit: int, reporter: Reporter
+) -> ParityImages:
     """Return the images of a path, with labels where these are classes of the model."""
     tables = DEFAULT_TABLE_OPTIONS.adapt_to_other_data(card.classes if card.is_multi_label else ())
     try:
@@ -108,7 +118,30 @@ def _read_given_images(images: Path, card: ModelCard, limit: int) -> ParityImage
     splits = {sample.split for sample in found.samples}
     split = next((s for s in (Split.VAL, Split.TEST) if s in splits), None)
     samples = [s for s in found.samples if split is None or s.split is split]
-    return _pick_samples(found.root, samples, card, limit, None)
+    picked = _pick_samples(found.root, samples, card, limit, None)
+    if picked.targets is None:
+        reporter.note(_explain_unused_labels(images, samples, card))
+    return picked
+
+
+def _explain_unused_labels(images: Path, samples: Sequence[Sample], card: ModelCard) -> str:
+    """Return why labels of given images are not used, what follows, and the remedy."""
+    unknown = [
+        f"'{name}' ({format_count(count, 'image')})"
+        for name, count in sorted(count_labels(samples).items())
+        if name not in card.classes
+    ]
+    noun = "label" if card.is_multi_label else "class"
+    if unknown:
+        reason = f"the model has no {noun} {join_names(unknown)}"
+    elif card.is_multi_label:
+        reason = "these images have one class each, and the model gives labels"
+    else:
+        reason = "these images have several labels, and the model gives one class"
+    return (
+        f"The labels of {images} are not used: {reason}. The files are compared without metrics. "
+        f"For metrics leave out what the model does not know; it knows {join_names(card.classes)}."
+    )
 
 
 def _pick_samples(

@@ -14,11 +14,8 @@ from finetune.exporters.plain_photo import open_plain_photo
 from finetune.exporters.reference_preprocessing import read_photo
 from finetune.exporters.timm_writer import predict_files
 from finetune.types import DEFAULT_READ_OPTIONS
-from tests.support.calibrated_models import (
-    create_scene,
-    save_calibrated_model,
-    write_kinds_of_photos,
-)
+from tests.support.calibrated_models import save_calibrated_model, write_kinds_of_photos
+from tests.support.pictures import create_scene
 
 
 def write_unusual_files(folder: Path) -> list[Path]:

@@ -79,7 +79,10 @@ def export_all(run: Path, folder: Path, format_name: str) -> tuple[dict[str, Pat
     files, tables = {}, {}
     for precision in PRECISIONS:
         output = folder / f"{format_name}-{precision}"
-        result = finetune.export(run, output, format=format_name, precision=precision, max_drop=100)
+        max_drop = None if precision == "fp32" else 100.0  # nothing is refused
+        result = finetune.export(
+            run, output, format=format_name, precision=precision, max_drop=max_drop
+        )
         files[precision] = output / FILES[format_name]
         if result.comparison is not None:
             tables[precision] = result.comparison.to_json()

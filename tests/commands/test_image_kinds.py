@@ -152,32 +152,29 @@ def spoil(files: list[Path]) -> None:
     files[1].write_bytes(files[1].read_bytes()[:100])
 
 
-def spoil_later(files: list[Path]) -> None:
-    """Spoil files of which none is the first, which may have been opened before."""
-    files[2].unlink()
-    files[1].write_bytes(files[1].read_bytes()[:100])
-
-
 def test_predict_files_that_fail_in_the_middle_are_rows_with_their_reasons(
     trained: FitResult, tmp_path: Path
 ) -> None:
     files = write_three(tmp_path / "photos")
-    reporter = ActingReporter("predicting", lambda: spoil_later(files))
+    listing = tmp_path / "photos.txt"
+    others = sorted((tmp_path / "photos").glob("*/x.png"))
+    listing.write_text("".join(f"{file}\n" for file in [*files, *others]), encoding="utf-8")
+    reporter = ActingReporter("predicting", lambda: spoil(files))
     result = finetune.predict(
         trained.run_dir,
-        tmp_path / "photos",
+        listing,
         output=tmp_path / "out.csv",
         device="cpu",
         batch_size=2,
         reporter=reporter,
     )
     assert {Path(entry.path): entry.reason for entry in result.rejected} == {
-        files[2]: "does not exist",
+        files[0]: "does not exist",
         files[1]: "truncated PNG",
     }
     assert len(result.predictions) == 3
     rows = (tmp_path / "out.csv").read_text(encoding="utf-8").splitlines()
-    assert f"{files[2]},,,does not exist" in rows
+    assert f"{files[0]},,,does not exist" in rows
     assert ["2 files without prediction" in warning for warning in reporter.warnings] == [True]
 
 

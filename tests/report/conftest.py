@@ -40,9 +40,12 @@ NETWORK: dict[str, Any] = {
 }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator["Browser"]:
-    """Return the Chromium of the system; skip the test where it or playwright is missing."""
+    """Return the Chromium of the system; skip the test where it or playwright is missing.
+
+    It ends with its module: a thread can have one playwright, and no other event loop beside it.
+    """
     with launch_chromium() as browser:
         yield browser
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -42,6 +43,7 @@ from finetune.bundle.runtimes.model_paths import MODEL_KINDS, is_hub_name
 from finetune.bundle.runtimes.runtime_models import load_other_model
 from finetune.bundle.stored_network import build_stored_network
 from finetune.bundle.verification.card_digest import add_digests, check_digests
+from finetune.bundle.verification.file_kind import explain_other_kind
 from finetune.bundle.verification.pickle_refusal import explain_pickle
 from finetune.bundle.verification.timm_config_check import check_timm_config
 from finetune.errors import ModelError, RunFolderError
@@ -235,6 +237,8 @@ def _load_ensemble(folder: Path, tree: Mapping[str, Any], *, root: Path) -> Mode
 
 
 def _load_checkpoint(file: Path, *, root: Path) -> ModelBundle:
+    if (refusal := explain_other_kind(file)) is not None:
+        raise RunFolderError(refusal)
     try:
         checkpoint = load_checkpoint_file(file)
         card = ModelCard.from_json(checkpoint[CARD_KEY])
@@ -256,6 +260,8 @@ def _load_checkpoint(file: Path, *, root: Path) -> ModelBundle:
 
 def _summarize_error(error: Exception) -> str:
     """Return the first line of an error's message, with the type name for a KeyError."""
+    if isinstance(error, UnpicklingError):  # torch's own message advises to execute the file's code
+        return "it contains objects other than tensors, which are not opened"
     text = str(error).partition("\n")[0]
     return f"{type(error).__name__}: {text}" if isinstance(error, KeyError) else text or repr(error)
 

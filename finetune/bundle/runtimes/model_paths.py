@@ -35,11 +35,17 @@ def is_hub_folder(path: Path) -> bool:
 
 
 def find_model_file(path: Path) -> Path | None:
-    """Return the model file of an exported folder, or the path if it is one; None for neither."""
+    """Return the model file of an exported folder, or the path if it is one; None for neither.
+
+    Names may be in capitals.
+    """
     if path.is_file():
-        return path if path.suffix in MODEL_SUFFIXES else None
-    files = (path / f"model{suffix}" for suffix in MODEL_SUFFIXES)
-    return next((file for file in files if file.is_file()), None)
+        return path if path.suffix.lower() in MODEL_SUFFIXES else None
+    if not path.is_dir():
+        return None
+    files = {file.name.lower(): file for file in sorted(path.iterdir()) if file.is_file()}
+    names = (f"model{suffix}" for suffix in MODEL_SUFFIXES)
+    return next((files[name] for name in names if name in files), None)
 
 
 def is_other_model(path: Path) -> bool:

@@ -12,7 +12,10 @@ def explain_pickle(path: Path) -> str | None:
         path: File, or folder without a bundle.
     """
     if path.is_file():
-        return _explain_file(path) if _is_pickle(path) else None
+        if not _is_pickle(path):
+            return None
+        graph = path.with_suffix(".xml")
+        return _explain_weights(path, graph) if graph.is_file() else _explain_file(path)
     if not path.is_dir() or any(path.glob("*.safetensors")):
         return None
     files = sorted(file for file in path.iterdir() if file.is_file() and _is_pickle(file))
@@ -21,6 +24,13 @@ def explain_pickle(path: Path) -> str | None:
 
 def _is_pickle(file: Path) -> bool:
     return file.name.lower().endswith(_SUFFIXES)
+
+
+def _explain_weights(file: Path, graph: Path) -> str:
+    return (
+        f"{file} has the weights of an OpenVINO model, whose network is in {graph.name}. Pass "
+        f"{graph}"
+    )
 
 
 def _explain_file(file: Path) -> str:

@@ -68,7 +68,7 @@ Prior = Annotated[
 
 def is_model(path: Path) -> bool:
     """Return whether a path is a run folder, a bundle folder, a checkpoint or an exported model."""
-    if path.is_file() and path.suffix == ".ckpt":
+    if path.is_file() and path.suffix.lower() == ".ckpt":
         return True
     return (
         find_bundle(path) is not None

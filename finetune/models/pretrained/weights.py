@@ -83,7 +83,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         ModelError: The file is damaged or contains no state dict.
     """
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix.lower() == ".safetensors":
             return load_file(path)
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:

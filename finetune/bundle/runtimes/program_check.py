@@ -242,8 +242,9 @@ def _read_integer(node: ast.expr) -> int | None:
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         value = _read_integer(node.operand)
         return None if value is None else -value
-    is_integer = isinstance(node, ast.Constant) and type(node.value) is int
-    return node.value if is_integer else None
+    if isinstance(node, ast.Constant) and type(node.value) is int:
+        return node.value
+    return None
 
 
 def _is_known_constant(value: object, is_symbol: bool) -> bool:

@@ -167,12 +167,10 @@ def _stop_during_a_request(process: subprocess.Popen[str], url: str, number: int
     return process.stdout.read()
 
 
-def test_sigterm_ends_with_code_0_after_the_last_answer(
-    served: tuple[subprocess.Popen[str], str],
-) -> None:
-    process, url = served
-    said = _stop_during_a_request(process, url, signal.SIGTERM)
-    assert process.wait(20) == 0
+def test_sigterm_ends_with_code_0_after_the_last_answer(model_folder: Path, tmp_path: Path) -> None:
+    with _serve(model_folder, tmp_path) as (process, url):  # not the one of other tests
+        said = _stop_during_a_request(process, url, signal.SIGTERM)
+        assert process.wait(20) == 0
     assert said == "Stopped.\n"
 
 

@@ -6,6 +6,7 @@ of the validation images were. Its header names the weights that it belongs to.
 """
 
 import hashlib
+import json
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,8 @@ from finetune.evaluation.rejection.feature_distance import NUM_NEIGHBORS
 from finetune.system.files import write_file_atomically
 
 FILE_NAME = "rejection.safetensors"
-_FORMAT = "1"
+_FORMAT = 1
+_METADATA_KEY = "finetune"
 _KEYS = ("features", "distances", "probabilities", "is_correct")
 
 
@@ -53,12 +55,14 @@ def save_rejection_statistics(statistics: RejectionStatistics, folder: Path) -> 
         StorageError: The disk is full, read-only or fails.
     """
     tensors = {key: np.ascontiguousarray(getattr(statistics, key)) for key in _KEYS}
-    metadata = {
+    origin = {
         "format": _FORMAT,
-        "num_neighbors": str(statistics.num_neighbors),
-        "model_sha256": str(read_card_json(folder)["sha256"]),
+        "num_neighbors": statistics.num_neighbors,
+        "model_sha256": read_card_json(folder)["sha256"],
         "content_sha256": _compute_digest(tensors),
     }
+    # one entry: safetensors writes several in another order each time
+    metadata = {_METADATA_KEY: json.dumps(origin)}
     with write_file_atomically(folder / FILE_NAME) as temporary:
         save_file(tensors, temporary, metadata=metadata)
 
@@ -93,7 +97,7 @@ def load_rejection_statistics(path: Path) -> RejectionStatistics:
         )
     try:
         with safe_open(file, framework="numpy") as opened:
-            metadata = opened.metadata() or {}
+            metadata = json.loads((opened.metadata() or {})[_METADATA_KEY])
             tensors = {key: opened.get_tensor(key) for key in _KEYS}
         if metadata["format"] != _FORMAT:
             raise ValueError(f"format {metadata['format']} is of a newer release")

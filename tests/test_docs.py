@@ -3,15 +3,18 @@
 import ast
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 import tifffile
 
 from scripts.generate_reference import REFERENCE_DIR, build_pages
 from tests.support.helpers import ROOT
+from tests.support.server_process import start_server
 
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]
@@ -111,8 +114,9 @@ def test_commands_of_page_run(page: Path, docs_place: "DocsPlace") -> None:
 class DocsPlace:
     """A working folder with small photos and weights, where the commands of the docs run.
 
-    Backbones are replaced by a small one with local weights, since neither a hub nor minutes of
-    training are at hand; every other word of a command is run as it stands.
+    Backbones are replaced by a small one with local weights, and models of the hub by a folder,
+    since neither a hub nor minutes of training are at hand; every other word of a command is run as
+    it stands. A server is ended as soon as it answers.
     """
 
     BACKBONE = "test_resnet"
@@ -125,7 +129,16 @@ class DocsPlace:
         """Run a command; it must exit with 0."""
         from finetune.cli.main import run
 
-        assert run(self.adapt(words)) == 0, f"finetune {' '.join(words)}"
+        adapted = self.adapt(words)
+        code = self._serve(adapted[1:]) if words[0] == "serve" else run(adapted)
+        assert code == 0, f"finetune {' '.join(words)}"
+
+    def _serve(self, words: list[str]) -> int:
+        """Start a server, ask for its health, end it and return its exit code."""
+        with start_server(words[0], self.folder, *words[1:]) as (process, url):
+            assert httpx.get(f"{url}/health").status_code == 200
+            process.terminate()
+            return process.wait(timeout=60)
 
     def adapt(self, words: list[str]) -> list[str]:
         """Return the command with a small backbone, small images and one short epoch."""
@@ -143,7 +156,7 @@ class DocsPlace:
             words = _set_option(words, "--backbones", f"{self.BACKBONE},test_resnet.r160_in1k")
             words = _set_option(words, "--weights", str(self.folder / "weights"))
             words += self.SETTINGS[:1]
-        return words
+        return ["downloaded_folder/" if word.startswith("hf-hub:") else word for word in words]
 
 
 def _set_option(words: list[str], option: str, value: str, *, keep: bool = False) -> list[str]:
@@ -173,6 +186,15 @@ def _write_multi_label_csv(file: Path) -> None:
     file.write_text("path,labels\n" + "".join(rows), encoding="utf-8")
 
 
+def _write_hub_folder(folder: Path) -> None:
+    """Write a network as timm stores it for the hub."""
+    import timm
+    from timm.models import save_for_hf
+
+    network = timm.create_model("test_resnet", pretrained=False, num_classes=3)
+    save_for_hf(network, str(folder), safe_serialization=True)
+
+
 @pytest.fixture
 def docs_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DocsPlace:
     """Return a working folder with photos, weights and a finished run at ``runs/latest``."""
@@ -190,6 +212,9 @@ def docs_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DocsPlace:
     (tmp_path / "prior.csv").write_text(f"class,prior\n{rows}", encoding="utf-8")
     _write_scans(tmp_path / "scans")
     _write_multi_label_csv(tmp_path / "labels.csv")
+    _write_hub_folder(tmp_path / "downloaded_folder")
+    shutil.copytree(tmp_path / "new_photos", tmp_path / "labelled_photos")
+    monkeypatch.setenv("FINETUNE_TOKEN", "0" * 32)
     monkeypatch.chdir(tmp_path)
     place = DocsPlace(tmp_path)
     place.run(["fit", "photos/", "--epochs", "1"])

@@ -1,12 +1,10 @@
 """Tests of a server in a process of its own: slow clients, signals, and a port in use."""
 
-import re
 import signal
 import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -15,36 +13,10 @@ import pytest
 from finetune.errors import ConfigError
 from finetune.server.connections.server_process import open_socket
 from tests.server.conftest import create_photo
-from tests.support.runs import accept_ctrl_c, build_command, build_environment
+from tests.support.server_process import start_server
 
 _PHOTO = create_photo()
 _HEAD = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
-
-
-@contextmanager
-def _serve(model: Path, folder: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Start a server, and yield its process and address when it answers."""
-    process = subprocess.Popen(
-        build_command("serve", model, "--port", 0, "--device", "cpu", *options),
-        cwd=folder,
-        env=build_environment(folder),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        preexec_fn=accept_ctrl_c,
-    )
-    assert process.stdout is not None
-    try:
-        said = ""
-        while (found := re.search(r"Serving at (http://[\d.:]+)", said)) is None:
-            line = process.stdout.readline()
-            assert line, said
-            said += line
-        yield process, found[1]
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +25,7 @@ def served(
 ) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """Return a server that waits a second for slow clients."""
     folder = tmp_path_factory.mktemp("process")
-    with _serve(model_folder, folder, "--timeout", "1", "--max-bytes", "100000") as started:
+    with start_server(model_folder, folder, "--timeout", "1", "--max-bytes", "100000") as started:
         yield started
 
 
@@ -168,7 +140,7 @@ def _stop_during_a_request(process: subprocess.Popen[str], url: str, number: int
 
 
 def test_sigterm_ends_with_code_0_after_the_last_answer(model_folder: Path, tmp_path: Path) -> None:
-    with _serve(model_folder, tmp_path) as (process, url):  # not the one of other tests
+    with start_server(model_folder, tmp_path) as (process, url):  # not the one of other tests
         said = _stop_during_a_request(process, url, signal.SIGTERM)
         assert process.wait(20) == 0
     assert said == "Stopped.\n"
@@ -178,7 +150,7 @@ def test_sigterm_ends_with_code_0_after_the_last_answer(model_folder: Path, tmp_
 def test_ctrl_c_ends_with_code_130_after_the_last_answer(
     model_folder: Path, tmp_path: Path
 ) -> None:
-    with _serve(model_folder, tmp_path) as (process, url):
+    with start_server(model_folder, tmp_path) as (process, url):
         said = _stop_during_a_request(process, url, signal.SIGINT)
         assert process.wait(20) == 130
     assert said == "error: Interrupted by Ctrl-C.\n"

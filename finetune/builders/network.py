@@ -10,7 +10,7 @@ from timm.layers.norm_act import convert_sync_batchnorm
 from finetune.builders.optimization.optimizer_factory import constrain_start
 from finetune.builders.resolve import RunSpec
 from finetune.bundle.model_card import ModelCard
-from finetune.bundle.model_page.weights_origin import describe_weights
+from finetune.bundle.model_page.initial_weights import describe_weights
 from finetune.config.resolved import ResolvedConfig
 from finetune.config.schema import ModelConfig
 from finetune.data.training_data import TrainingData

@@ -2,15 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-from finetune.bundle.model_card import ModelCard, find_bundle, read_card_json
-from finetune.errors import RunFolderError
+from finetune.bundle.model_card import ModelCard
+from finetune.bundle.runtimes.model_paths import HUB_PREFIXES
 from finetune.lookup import is_import_path
 
 _HUB_LABEL = "hub ("
-_HUB_PREFIXES = ("hf-hub:", "hf_hub:")
 
 _NON_COMMERCIAL = (
     "-nc-", "-nc", "noncommercial", "non-commercial", "apple-amlr", "h-research", "intel-research",
@@ -99,7 +97,7 @@ def find_strictest(origins: Sequence[WeightsOrigin]) -> WeightsOrigin:
 
 def describe_hub_weights(backbone: str) -> WeightsOrigin:
     """Return the origin of the pretrained weights that timm knows for a backbone."""
-    if backbone.startswith(_HUB_PREFIXES):
+    if backbone.startswith(HUB_PREFIXES):
         return WeightsOrigin("hub", backbone.partition(":")[2].partition("@")[0])
     if is_import_path(backbone):
         return WeightsOrigin("random")
@@ -110,32 +108,3 @@ def describe_hub_weights(backbone: str) -> WeightsOrigin:
         return WeightsOrigin("hub")
     name = None if cfg.license in (None, "unknown") else str(cfg.license)
     return WeightsOrigin("hub", str(cfg.hf_hub_id) if cfg.hf_hub_id else None, name)
-
-
-def describe_weights(weights: str, backbone: str) -> WeightsOrigin:
-    """Return the origin of the weights that a run begins with.
-
-    Weights of an own model have the origin of that model.
-
-    Args:
-        weights: Value of ``model.weights``: "hub", "random", or a file or folder.
-        backbone: Value of ``model.backbone``.
-    """
-    if weights == "random":
-        return WeightsOrigin("random")
-    if weights == "hub":
-        return describe_hub_weights(backbone)
-    return _read_origin(Path(weights).expanduser())
-
-
-def _read_origin(path: Path) -> WeightsOrigin:
-    """Return the origin of the weights in a file or in the folder of a model."""
-    folder = find_bundle(path) if path.is_dir() else None
-    if folder is None:
-        return WeightsOrigin("file")
-    try:
-        tree = read_card_json(folder)
-        origin = find_weights_origin(ModelCard.from_json(tree))
-    except (RunFolderError, KeyError, TypeError, ValueError, AttributeError):
-        return WeightsOrigin("file")  # reported where the weights are read
-    return WeightsOrigin("file", origin.base_model, origin.license)

@@ -8,7 +8,12 @@ from typing import Any
 import yaml
 
 from finetune.bundle.model_page.weights_origin import WeightsOrigin, find_strictest
-from finetune.bundle.verification.json_file import MAX_JSON_BYTES, check_is_inside
+from finetune.bundle.runtimes.model_paths import CONFIG_FILE
+from finetune.bundle.verification.json_file import (
+    MAX_JSON_BYTES,
+    check_is_inside,
+    read_json_file,
+)
 
 _README = "README.md"
 _HEAD = re.compile(r"\s*---\r?\n(.*?)\r?\n---", re.DOTALL)
@@ -16,8 +21,35 @@ _CACHE_PREFIX = "models--"
 """Prefix of a repository's folder in the cache of the hub, ``models--user--name``."""
 
 
+def find_folder_origin(folder: Path) -> WeightsOrigin | None:
+    """Return the origin of the weights in a folder of timm; None where it is none, or is damaged.
+
+    Args:
+        folder: Folder with ``config.json``.
+    """
+    try:
+        config = read_json_file(folder / CONFIG_FILE)
+    except (OSError, ValueError):
+        return None
+    if not isinstance(config, Mapping) or "architecture" not in config:
+        return None
+    return find_origin(folder, config)
+
+
 def collect_origin_facts(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the facts on the card of a hub folder from which its licence and origin are known.
+
+    Args:
+        folder: Folder with ``config.json``.
+        config: Content of ``config.json``.
+    """
+    cfg = _get_pretrained_cfg(config)
+    label = _find_repository(folder) or cfg.get("architecture") or config.get("architecture")
+    return {"weights": f"hub ({label})", **find_origin(folder, config).to_facts()}
+
+
+def find_origin(folder: Path, config: Mapping[str, Any]) -> WeightsOrigin:
+    """Return the origin of the weights in a hub folder.
 
     The licence is that in the head of ``README.md``, by which the hub lists the model, or that in
     ``config.json``; of two, one that allows no commercial use.
@@ -26,15 +58,18 @@ def collect_origin_facts(folder: Path, config: Mapping[str, Any]) -> dict[str, A
         folder: Folder with ``config.json``.
         config: Content of ``config.json``.
     """
-    cfg = config.get("pretrained_cfg") or config
+    cfg = _get_pretrained_cfg(config)
     head = _read_page_head(folder)
     stated = [WeightsOrigin("hub", None, name) for name in _iter_licenses(head, cfg, config)]
     licence = find_strictest(stated).license if stated else None
     repository = _find_repository(folder)
     base_model = repository or _get_name(head.get("base_model")) or _get_name(cfg.get("hf_hub_id"))
-    label = repository or cfg.get("architecture") or config.get("architecture")
-    origin = WeightsOrigin("hub", base_model, licence)
-    return {"weights": f"hub ({label})", **origin.to_facts()}
+    return WeightsOrigin("hub", base_model, licence)
+
+
+def _get_pretrained_cfg(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    cfg = config.get("pretrained_cfg")
+    return cfg if isinstance(cfg, Mapping) and cfg else config
 
 
 def _read_page_head(folder: Path) -> Mapping[str, Any]:

@@ -5,6 +5,8 @@ import shlex
 from typing import Any
 
 from finetune.builders import Training
+from finetune.bundle.model_card import ModelCard
+from finetune.bundle.model_page.weights_origin import find_weights_origin
 from finetune.commands.report.report import report
 from finetune.commands.report.run_session import SessionRecorder
 from finetune.config.schema import Config
@@ -96,13 +98,11 @@ def _describe(error: Exception) -> str:
 
 def _describe_training(training: Training) -> dict[str, Any]:
     """Return facts of a run that no other file of its folder has."""
-    module = training.network.module
-    cfg = getattr(module, "pretrained_cfg", None)
-    cfg = cfg if isinstance(cfg, dict) else {}
-    is_hub = training.config.model.weights == "hub"
+    origin = find_weights_origin(ModelCard.from_json(training.module.card))
+    parameters = training.network.module.parameters()
     return {
-        "num_parameters": sum(parameter.numel() for parameter in module.parameters()),
-        "weights_license": cfg.get("license") if is_hub else None,
+        "num_parameters": sum(parameter.numel() for parameter in parameters),
+        "weights_license": origin.license,
         "loaded_fraction": training.network.report.loaded_fraction,
         "reasons": dict(training.reasons),
     }

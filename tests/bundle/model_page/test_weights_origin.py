@@ -1,16 +1,18 @@
 """Origin of the weights that a run begins with, and their licence."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
 
 from finetune.bundle.bundle import save_bundle
 from finetune.bundle.model_card import ModelCard, read_card_json
+from finetune.bundle.model_page.initial_weights import describe_weights
 from finetune.bundle.model_page.page_head import build_page_head
 from finetune.bundle.model_page.weights_origin import (
     WeightsOrigin,
-    describe_weights,
     find_strictest,
     find_weights_origin,
 )
@@ -27,6 +29,22 @@ def test_hub_weights_have_the_licence_that_timm_states() -> None:
     assert describe_weights("hub", "convnextv2_atto.fcmae") == RESTRICTED
     assert describe_weights("hub", "hf-hub:me/mine@main") == WeightsOrigin("hub", "me/mine")
     assert describe_weights("random", "resnet18") == WeightsOrigin("random")
+
+
+def test_weights_of_a_repository_have_the_licence_of_its_cached_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tmp_path / "models--me--mine"
+    folder = store / "snapshots" / "0123abc"
+    folder.mkdir(parents=True)
+    (store / "refs").mkdir()
+    (store / "refs" / "main").write_text("0123abc", encoding="utf-8")
+    config = {"architecture": "test_resnet", "pretrained_cfg": {"license": "cc-by-nc-4.0"}}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (folder / "model.safetensors").touch()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    origin = describe_weights("hub", "hf-hub:me/mine")
+    assert origin == WeightsOrigin("hub", "me/mine", "cc-by-nc-4.0")
 
 
 @pytest.mark.parametrize("facts", [{"weights": "hub (convnextv2_atto.fcmae)"},

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import finetune
 from finetune.bundle.bundle import load_model, save_bundle
+from finetune.bundle.model_page.initial_weights import describe_weights
 from finetune.bundle.model_page.weights_origin import WeightsOrigin, find_weights_origin
 from finetune.bundle.runtimes.hub_download import download_model
 from finetune.errors import FinetuneError, ModelError, RunFolderError
@@ -150,6 +151,9 @@ def test_licence_of_hub_folder_is_that_of_its_exports(
         (folder / "README.md").write_text(f"---\n{head}\n---\n# Net\n", encoding="utf-8")
     model = load_model(folder)
     assert find_weights_origin(model.card) == WeightsOrigin("hub", base_model, licence)
+    for path in (folder, folder / "model.safetensors"):  # as weights that a run begins with
+        origin = describe_weights(str(path), "test_resnet")
+        assert origin == WeightsOrigin("file", base_model, licence)
     save_bundle(model.network, model.card, tmp_path / "saved")
     saved = json.loads((tmp_path / "saved" / "config.json").read_text(encoding="utf-8"))
     assert saved["pretrained_cfg"].get("license") == licence

@@ -49,8 +49,9 @@ def apply_prior(bundle: ModelBundle, prior: str | None, reporter: Reporter) -> M
         members = bundle.members or (bundle,)
         source = next((m.source for m in members if m.card.priors is None), bundle.source)
         raise ConfigError(
-            f"--prior {prior} cannot be used: {source} was written by an earlier release of "
-            f"finetune and does not state its model prior. Leave out --prior, or retrain the model."
+            f"--prior {prior} cannot be used: {source} does not state the class prior that its "
+            f"logits assume; models of other programs state none, nor do those of the first "
+            f"releases of finetune. Leave out --prior, or use a model of finetune fit."
         )
     target = _resolve_target(prior, card.priors, card.classes)
     members = tuple(_set_target(member, target, prior, card) for member in bundle.members)
@@ -108,7 +109,7 @@ def prior_to_json(card: ModelCard, *, requested: str | None) -> dict[str, Any]:
         return {
             "requested": requested,
             "adjusted": False,
-            "target_prior": "unknown, not adjusted (model of an earlier release)",
+            "target_prior": "unknown, not adjusted (the model states no class prior)",
             "class_prior": None,
         }
     target, model = (

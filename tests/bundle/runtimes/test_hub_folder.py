@@ -21,7 +21,7 @@ from finetune.bundle.bundle import load_model, save_bundle
 from finetune.bundle.model_page.initial_weights import describe_weights
 from finetune.bundle.model_page.weights_origin import WeightsOrigin, find_weights_origin
 from finetune.bundle.runtimes.hub_download import download_model
-from finetune.errors import FinetuneError, ModelError, RunFolderError
+from finetune.errors import ConfigError, FinetuneError, ModelError, RunFolderError
 from finetune.inference.predictor import Predictor
 from tests.support.hub_server import COMMIT, HubServer, serve_hub
 from tests.support.networks import randomise
@@ -78,6 +78,13 @@ def test_load_model_of_timm_folder_predicts_as_timm(folder: Path, files: list[Pa
     expected = predict_with_timm(folder, files)
     assert expected.std(0).max() > 1e-3, "the images must differ"
     assert float((predict(folder, files) - expected).abs().max()) < 1e-5
+
+
+def test_timm_folder_states_no_class_prior(folder: Path, files: list[Path]) -> None:
+    prior = finetune.predict(folder, files, device="cpu").to_json()["prior"]
+    assert prior["target_prior"] == "unknown, not adjusted (the model states no class prior)"
+    with pytest.raises(ConfigError, match="models of other programs state none"):
+        finetune.predict(folder, files, device="cpu", prior="uniform")
 
 
 def test_load_model_of_timm_folder_uses_its_preprocessing(folder: Path, files: list[Path]) -> None:

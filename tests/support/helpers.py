@@ -1,5 +1,6 @@
 """Deterministic images, small disks, a recording reporter and Python processes."""
 
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -61,6 +62,33 @@ class RecordingReporter(Reporter):
     def warn(self, message: str) -> None:
         """Record a warning."""
         self.warnings.append(message)
+
+
+class InterruptingReporter(RecordingReporter):
+    """Reporter that receives a stop signal with a note or at the start of a task.
+
+    Args:
+        moment: Beginning of the note or of the task's name.
+        signum: Signal.
+    """
+
+    def __init__(self, moment: str, signum: signal.Signals = signal.SIGTERM) -> None:
+        super().__init__()
+        self._moment = moment
+        self._signum = signum
+
+    def note(self, message: str) -> None:
+        """Record a note, and receive the signal if it is its moment."""
+        super().note(message)
+        self._interrupt_at(message)
+
+    def start(self, task: str, total: int) -> None:
+        """Receive the signal if a task is its moment."""
+        self._interrupt_at(task)
+
+    def _interrupt_at(self, text: str) -> None:
+        if text.startswith(self._moment):
+            signal.raise_signal(self._signum)
 
 
 @contextmanager

@@ -7,7 +7,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from finetune.audit.label_errors import LabelCheck, LabelErrorCandidate, describe_label_check
 from finetune.bundle.bundle import load_model
 from finetune.bundle.model_card import read_card_json
 from finetune.commands.cross_validation.final_model import write_final_model
@@ -26,6 +25,7 @@ from finetune.commands.cross_validation.fold_work import (
     start_or_reopen,
 )
 from finetune.commands.cross_validation.out_of_fold import (
+    describe_label_errors,
     read_out_of_fold,
     write_findings,
 )
@@ -45,14 +45,14 @@ from finetune.commands.diagnosis.card_facts import record_card_facts
 from finetune.commands.diagnosis.fit_diagnosis import write_diagnosis
 from finetune.commands.early_checks.named_files import check_shared_folder
 from finetune.commands.fit.process_group import open_rendezvous
-from finetune.commands.fit.resume import build_resume_config, is_complete
+from finetune.commands.fit.resume import build_resume_config, is_complete, suggest_resume
 from finetune.commands.fit.single_run import (
     FitResult,
     build_result,
     complete_run,
+    continue_run,
     join_run,
     lock_run,
-    resume_run,
 )
 from finetune.commands.measurement.refit_choice import RefitChoice, read_refit_choice
 from finetune.commands.report.fit_report import write_run_report
@@ -155,7 +155,9 @@ def _run(config: Config, prepare: Callable[[], FoldWork], reporter: Reporter) ->
                         assert rendezvous is not None, "another rank has a launch"
                         join_run(rendezvous, start)
             return FitResult(Path(), 0.0, {}, {})
-        return _train_and_finish(work, pending, first, reporter, start)
+        run = work.cross_validation.run
+        with suggest_resume(run, reporter, fold=work.only):
+            return _train_and_finish(work, pending, first, reporter, start)
 
 
 def _train_and_finish(
@@ -211,7 +213,7 @@ def _train_fold(
     )
     if run_folder.is_run(run.path):
         config = cross_validation.build_fold_resume_config(fold, dict(work.changes))
-        return resume_run(run, config, reporter, rendezvous, start)
+        return continue_run(run, config, reporter, rendezvous, start)
     config = cross_validation.build_part_config(run, cross_validation__fold=fold)
     manifest = cross_validation.build_manifest(fold)
     training = cross_validation.create_part(run, config, manifest)
@@ -231,7 +233,7 @@ def _finish(work: FoldWork, rounds: Rounds, reporter: Reporter, start: float) ->
     write_text(run.out_of_fold_path, out_of_fold.to_csv())
     summary = summarise_folds(cross_validation, out_of_fold, num_label_errors=len(label_errors))
     if label_errors:
-        reporter.note(_describe_label_errors(label_errors, label_check, run if is_listed else None))
+        reporter.note(describe_label_errors(label_errors, label_check, run if is_listed else None))
     summary["final"] = {"kind": cross_validation.config.cross_validation.final}
     refitted = None
     if work.is_refitted:
@@ -269,33 +271,8 @@ def _train_refit(
     config = build_resume_config(run)
     if is_complete(run, config):
         reporter = Reporter()
-    resume_run(run, config, reporter, rendezvous, time.monotonic())
+    continue_run(run, config, reporter, rendezvous, time.monotonic())
     return choice
-
-
-def _describe_label_errors(
-    label_errors: Sequence[LabelErrorCandidate],
-    label_check: LabelCheck | None,
-    run: RunFolder | None,
-) -> str:
-    """Return the line on label errors that the folds have found.
-
-    Args:
-        label_errors: The errors, the most likely one first.
-        label_check: Accuracy of the folds.
-        run: Run folder whose audit lists them; None if it does not.
-    """
-    worst = label_errors[0]
-    more = ", and more" if len(label_errors) > 1 else ""
-    where = "" if run is None else f"; see {run.audit_csv_path}"
-    trust = describe_label_check(
-        None if label_check is None else label_check.to_json(), judges="folds"
-    )
-    return (
-        f"{format_count(len(label_errors), 'possible label error')}, by {trust}: {worst.path} is "
-        f"labelled '{worst.label}' (p={worst.label_probability:.2f}), predicted "
-        f"'{worst.predicted_label}' (p={worst.predicted_probability:.2f}){more}{where}"
-    )
 
 
 def _describe_fold(fold: int, result: FitResult) -> str:

@@ -15,6 +15,7 @@ from finetune.audit.label_errors import (
     LabelCheck,
     LabelErrorCandidate,
     collect_label_errors,
+    describe_label_check,
     measure_label_check,
 )
 from finetune.audit.report import merge_findings
@@ -24,7 +25,7 @@ from finetune.evaluation.metrics import evaluate_probabilities
 from finetune.system.files import write_text
 from finetune.system.run_folder import RunFolder
 from finetune.types import Evaluation, Sample, Split
-from finetune.units import format_csv
+from finetune.units import format_count, format_csv
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -139,6 +140,31 @@ def write_findings(
         return False
     write_text(run.audit_csv_path, findings)
     return True
+
+
+def describe_label_errors(
+    label_errors: Sequence[LabelErrorCandidate],
+    label_check: LabelCheck | None,
+    run: RunFolder | None,
+) -> str:
+    """Return the line on label errors that the folds have found.
+
+    Args:
+        label_errors: The errors, the most likely one first.
+        label_check: Accuracy of the folds.
+        run: Run folder whose audit lists them; None if it does not.
+    """
+    worst = label_errors[0]
+    more = ", and more" if len(label_errors) > 1 else ""
+    where = "" if run is None else f"; see {run.audit_csv_path}"
+    trust = describe_label_check(
+        None if label_check is None else label_check.to_json(), judges="folds"
+    )
+    return (
+        f"{format_count(len(label_errors), 'possible label error')}, by {trust}: {worst.path} is "
+        f"labelled '{worst.label}' (p={worst.label_probability:.2f}), predicted "
+        f"'{worst.predicted_label}' (p={worst.predicted_probability:.2f}){more}{where}"
+    )
 
 
 def count_images(cross_validation: CrossValidation) -> Mapping[str, Any]:

@@ -11,8 +11,9 @@ from finetune.commands.fit.launch_check import check_launch
 from finetune.commands.fit.micro_batch_reduction import retry_with_smaller_micro_batches
 from finetune.commands.fit.prepare import prepare_run
 from finetune.commands.fit.process_group import get_device
+from finetune.commands.fit.resume import suggest_resume
 from finetune.commands.fit.single_run import create_run
-from finetune.commands.fit.train import fit_start, suggest_resume
+from finetune.commands.fit.train import fit_start
 from finetune.commands.measurement.lr_finder import LearningRateTest, run_lr_test, write_lr_test
 from finetune.commands.measurement.measured import read_measured
 from finetune.config.schema import Config

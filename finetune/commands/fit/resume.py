@@ -1,6 +1,8 @@
 """Resumption of a run: what is complete, which settings may change, objects from its folder."""
 
-from collections.abc import Mapping
+import shlex
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +26,13 @@ from finetune.config.resolved import ResolvedConfig
 from finetune.config.schema import Config
 from finetune.data.training_data import TrainingData
 from finetune.distributed.launch import detect_launch
+from finetune.distributed.peer_errors import PeerLostError
 from finetune.errors import ConfigError, RunFolderError
 from finetune.system import run_folder
 from finetune.system.run_folder import RunFolder
 from finetune.training.callbacks.early_stopping import EarlyStop, find_early_stop
 from finetune.training.checkpoint_io import read_checkpoint, read_resume_state, verify_checkpoint
+from finetune.types import Reporter
 from finetune.units import format_count
 
 OVERRIDABLE_KEYS = (
@@ -76,6 +80,30 @@ def find_existing_run(config: Config) -> RunFolder | None:
         raise ConfigError("resume=auto needs the folder of the run. Add --output runs/NAME.")
     path = Path(config.output).expanduser()
     return run_folder.open_existing(path) if run_folder.is_run(path) else None
+
+
+@contextmanager
+def suggest_resume(
+    run: RunFolder, reporter: Reporter, *, fold: int | None = None
+) -> Iterator[None]:
+    """Show the command that resumes a run if the block is interrupted.
+
+    Args:
+        run: Run folder; a part of a cross-validation is resumed with the others.
+        reporter: Receiver of the command.
+        fold: The one fold that the process trains, as one of several jobs; None for all.
+    """
+    words = ["finetune", "fit", "--resume", str(run.cross_validation_run.path)]
+    command = shlex.join(words if fold is None else [*words, "--fold", str(fold)])
+    try:
+        yield
+    except KeyboardInterrupt:
+        reporter.finish()
+        reporter.note(f"Stopped. Resume with: {command}")
+        raise
+    except PeerLostError:
+        reporter.note(f"Resume with: {command}")
+        raise
 
 
 def collect_overrides(run: RunFolder, config: Config) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from finetune.commands.fit.resume import (
     describe_resume_point,
     is_complete,
     rebuild_training,
+    suggest_resume,
 )
 from finetune.commands.fit.train import train
 from finetune.commands.measurement.measured import discard_measured, read_measured
@@ -115,7 +116,7 @@ def start_run(
     """Prepare, create and train a new run on rank 0; ``data`` as for ``prepare_run``."""
     training, plan, data = prepare_run(config, reporter, data=data)
     run = create_run(training, plan, data)
-    with lock_run(run, training.config, rendezvous):
+    with suggest_resume(run, reporter), lock_run(run, training.config, rendezvous):
         facts = complete_run(run, training, reporter=reporter, rendezvous=rendezvous, start=start)
     return build_result(run, start, facts, plan)
 
@@ -141,6 +142,14 @@ def resume_run(
     run: RunFolder, config: Config, reporter: Reporter, rendezvous: Rendezvous | None, start: float
 ) -> FitResult:
     """Resume a run on rank 0, or return its result if it is complete."""
+    with suggest_resume(run, reporter):
+        return continue_run(run, config, reporter, rendezvous, start)
+
+
+def continue_run(
+    run: RunFolder, config: Config, reporter: Reporter, rendezvous: Rendezvous | None, start: float
+) -> FitResult:
+    """Resume a run as ``resume_run``; that it can be resumed is left to the caller to say."""
     if is_complete(run, config):
         if rendezvous is not None:
             rendezvous.broadcast("run", None)

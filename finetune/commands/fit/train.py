@@ -1,7 +1,6 @@
 """Training of a run, new or resumed, from its linear probe to its bundle."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -41,7 +40,6 @@ from finetune.commands.rejection.record_statistics import record_rejection_stati
 from finetune.commands.report.fit_report import write_fit_report
 from finetune.commands.report.run_session import SessionRecorder
 from finetune.commands.stored_run import read_stored_manifest
-from finetune.distributed.peer_errors import PeerLostError
 from finetune.distributed.rendezvous import Rendezvous
 from finetune.evaluation.measured_precision import describe_measurement
 from finetune.probe.linear_probe import fit_probe
@@ -81,31 +79,28 @@ def train(
     """
     rank = 0 if rendezvous is None else rendezvous.launch.rank
     recorder.begin("settings and linear probe")
-    with suggest_resume(run, reporter):
-        training, tracker = _fit_probe_and_epochs(
-            run, training, rank, reporter, rendezvous, recorder
-        )
-        if rendezvous is not None and rank > 0:
-            rendezvous.depart()
-            return None
-        recorder.begin("evaluation and bundle")
-        early_stop = find_run_early_stop(run, training.config)
-        if early_stop is not None:
-            reporter.note(early_stop.describe())
-        # read again, as the probe may have added duplicates
-        manifest = read_stored_manifest(run, training.config)
-        choose_weights(run, training, get_device(training, rendezvous), reporter)
-        rebalance_head(run, replace(training, manifest=manifest), reporter)
-        evaluation = replace(
-            evaluate_best_model(run, replace(training, manifest=manifest), reporter),
-            early_stop=early_stop,
-        )
-        record_end(run, training, rendezvous, reporter)
-        note = describe_measurement(training.config.trainer.precision)
-        if note and run.cross_validation_run is run:
-            reporter.note(note)
-        evaluated = replace(training, manifest=manifest)
-        _write_results(run, evaluated, tracker, evaluation, recorder, reporter)
+    training, tracker = _fit_probe_and_epochs(run, training, rank, reporter, rendezvous, recorder)
+    if rendezvous is not None and rank > 0:
+        rendezvous.depart()
+        return None
+    recorder.begin("evaluation and bundle")
+    early_stop = find_run_early_stop(run, training.config)
+    if early_stop is not None:
+        reporter.note(early_stop.describe())
+    # read again, as the probe may have added duplicates
+    manifest = read_stored_manifest(run, training.config)
+    choose_weights(run, training, get_device(training, rendezvous), reporter)
+    rebalance_head(run, replace(training, manifest=manifest), reporter)
+    evaluation = replace(
+        evaluate_best_model(run, replace(training, manifest=manifest), reporter),
+        early_stop=early_stop,
+    )
+    record_end(run, training, rendezvous, reporter)
+    note = describe_measurement(training.config.trainer.precision)
+    if note and run.cross_validation_run is run:
+        reporter.note(note)
+    evaluated = replace(training, manifest=manifest)
+    _write_results(run, evaluated, tracker, evaluation, recorder, reporter)
     if rendezvous is not None:
         rendezvous.depart()
     return evaluation
@@ -288,17 +283,3 @@ def _build_probe_card(training: Training) -> dict[str, Any]:
 
 def _to_score(value: Any) -> float | None:
     return None if value is None else float(value)
-
-
-@contextmanager
-def suggest_resume(run: RunFolder, reporter: Reporter) -> Iterator[None]:
-    """Show the command that resumes the run if it is interrupted."""
-    command = f"finetune fit --resume {run.cross_validation_run.path}"
-    try:
-        yield
-    except KeyboardInterrupt:
-        reporter.note(f"Stopped. Resume with: {command}")
-        raise
-    except PeerLostError:
-        reporter.note(f"Resume with: {command}")
-        raise

@@ -1,8 +1,8 @@
 """Search for settings that train a better model than the defaults, and what they gain."""
 
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -100,7 +100,8 @@ def tune(
             space=plan.space,
         )
         session = _Session(study, plan.settings, plan.config, plan.data, start)
-        return _run_and_report(session, options, reporter)
+        with _suggest_resume(study, reporter):
+            return _run_and_report(session, options, reporter)
 
 
 def plan_tune(
@@ -147,7 +148,8 @@ def resume_tune(
         settings = session.study.keep_started_trials(session.settings, reporter)
         session = replace(session, settings=settings)
         session.study.write_settings(settings)
-        return _run_and_report(session, options, reporter)
+        with _suggest_resume(session.study, reporter):
+            return _run_and_report(session, options, reporter)
 
 
 def run_worker(path: StrPath, options: TuneOptions, *, reporter: Reporter) -> None:
@@ -164,7 +166,8 @@ def run_worker(path: StrPath, options: TuneOptions, *, reporter: Reporter) -> No
     """
     with signals.allow_interrupts():
         session = _open_session(Path(path), options, reporter)
-        with closing(session.study.open_queue(session.settings)) as queue:
+        study = session.study
+        with _suggest_resume(study, reporter), closing(study.open_queue(session.settings)) as queue:
             _run(session, queue, options, reporter)
 
 
@@ -237,26 +240,32 @@ def _run(session: _Session, queue: TrialQueue, options: TuneOptions, reporter: R
     deadline = None
     if options.timeout_seconds is not None:
         deadline = session.start + options.timeout_seconds
+    if options.num_jobs > 1:
+        run_workers(
+            study,
+            num_jobs=options.num_jobs,
+            num_trials=settings.num_trials,
+            deadline=deadline,
+            log=log,
+        )
+    else:
+        data = replace(session.data, manifest=remove_hold_out(session.data.manifest))
+        run_trials(
+            study,
+            queue,
+            TrialData(session.config, data, settings.monitor, study.path.name),
+            num_trials=settings.num_trials,
+            deadline=deadline,
+            log=log,
+            reporter=reporter,
+        )
+
+
+@contextmanager
+def _suggest_resume(study: StudyFolder, reporter: Reporter) -> Iterator[None]:
+    """Show the command that continues a study if the block is interrupted."""
     try:
-        if options.num_jobs > 1:
-            run_workers(
-                study,
-                num_jobs=options.num_jobs,
-                num_trials=settings.num_trials,
-                deadline=deadline,
-                log=log,
-            )
-        else:
-            data = replace(session.data, manifest=remove_hold_out(session.data.manifest))
-            run_trials(
-                study,
-                queue,
-                TrialData(session.config, data, settings.monitor, study.path.name),
-                num_trials=settings.num_trials,
-                deadline=deadline,
-                log=log,
-                reporter=reporter,
-            )
+        yield
     except KeyboardInterrupt:
         reporter.finish()
         reporter.note(f"Stopped. Continue with: {study.resume_command}")

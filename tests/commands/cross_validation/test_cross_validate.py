@@ -17,10 +17,11 @@ from finetune.bundle.bundle import load_model
 from finetune.commands.fit.fit import FitResult
 from finetune.commands.fit.lr_find import find_learning_rate
 from finetune.config.load import build_config, replace_values
+from finetune.distributed.signals import StopRequest
 from finetune.errors import ConfigError, DataError
 from finetune.inference.predictor import Predictor
 from finetune.types import Split
-from tests.support.helpers import RecordingReporter, create_noise
+from tests.support.helpers import InterruptingReporter, RecordingReporter, create_noise
 from tests.support.runs import read_rows, write_weights
 
 pytestmark = pytest.mark.usefixtures("few_penalties")
@@ -200,6 +201,13 @@ def test_seed_changes_the_folds_and_nothing_else_does(insects: Path, tmp_path: P
     one = read_folds("one", **fast)
     assert read_folds("two", optim__lr=0.5, **fast) == one
     assert read_folds("three", seed=1, **fast) != one
+
+
+def test_stop_after_the_last_fold_names_the_command_that_resumes(result: FitResult) -> None:
+    reporter = InterruptingReporter("evaluating on test")
+    with pytest.raises(StopRequest):
+        finetune.resume(result.run_dir, reporter=reporter)
+    assert reporter.notes[-1] == f"Stopped. Resume with: finetune fit --resume {result.run_dir}"
 
 
 def test_resumed_with_more_epochs_trains_every_fold_longer(insects: Path, tmp_path: Path) -> None:

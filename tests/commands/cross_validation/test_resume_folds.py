@@ -1,5 +1,8 @@
 """Tests of changes to a cross-validation that is resumed, and of how its folder is told apart."""
 
+import shlex
+import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,9 +11,10 @@ import finetune
 from finetune.commands.fit.fit import FitResult, plan_resume
 from finetune.config.load import replace_values
 from finetune.config.sections.folds import CrossValidationConfig
+from finetune.distributed.signals import StopRequest
 from finetune.errors import ConfigError
 from tests.commands.cross_validation.test_cross_validate import build_run_config
-from tests.support.helpers import RecordingReporter
+from tests.support.helpers import InterruptingReporter, RecordingReporter
 from tests.support.runs import read_rows
 
 
@@ -33,6 +37,27 @@ def test_repeated_command_without_folds_resumes_the_cross_validation(
     assert result.cross_validation is not None
     assert result.cross_validation["num_folds"] == 3
     assert not (run / "metrics.csv").exists(), "no run of its own in the folder of the folds"
+
+
+@pytest.mark.parametrize(
+    ("moment", "fold", "signum"),
+    [
+        ("Fold 1 of 3", None, signal.SIGTERM),
+        ("Cross-validation with 3 folds", 3, signal.SIGINT),
+    ],
+)
+def test_stop_between_two_folds_names_the_command_that_resumes(
+    moment: str, fold: int | None, signum: signal.Signals, begun: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(begun, tmp_path / "a run")
+    reporter = InterruptingReporter(moment, signum)
+    changes = {} if fold is None else {"cross_validation.fold": fold}
+    with pytest.raises(StopRequest):
+        finetune.resume(run, assignments=changes, reporter=reporter)
+    (note,) = (note for note in reporter.notes if note.startswith("Stopped."))
+    words = shlex.split(note.removeprefix("Stopped. Resume with: "))
+    expected = ["finetune", "fit", "--resume", str(run)]
+    assert words == (expected if fold is None else [*expected, "--fold", str(fold)])
 
 
 def test_folds_in_the_folder_of_one_run_are_refused(insects: Path, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 import csv
 import json
 import shlex
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from finetune.distributed.signals import StopRequest
 from finetune.errors import ConfigError, DataError, RunFolderError
 from finetune.types import Split
 from tests.commands.tune.conftest import NUM_IMAGES, build_scratch_config, write_classes
-from tests.support.helpers import RecordingReporter, list_names
+from tests.support.helpers import InterruptingReporter, RecordingReporter, list_names
 from tests.support.runs import assert_same_bits, load_weights, read_rows
 
 pytestmark = pytest.mark.usefixtures("few_penalties")
@@ -122,6 +121,14 @@ def test_tune_writes_result_and_table(study: TuneResult) -> None:
     }
 
 
+def test_tune_stopped_after_the_trials_names_the_command_that_continues(study: TuneResult) -> None:
+    reporter = InterruptingReporter("comparing on test")
+    with pytest.raises(StopRequest):
+        resume_tune(study.study_dir, reporter=reporter)
+    command = f"finetune tune --resume {study.study_dir}"
+    assert reporter.notes[-1] == f"Stopped. Continue with: {command}"
+
+
 def test_tune_best_config_repeats_the_best_trial_bit_for_bit(
     study: TuneResult, tmp_path: Path
 ) -> None:
@@ -155,12 +162,7 @@ def test_resume_tune_complete_study_reports_the_same(study: TuneResult) -> None:
 def test_tune_stopped_in_a_trial_continues_to_the_same_trials(
     study: TuneResult, classes: Path, tmp_path: Path
 ) -> None:
-    class Interrupter(RecordingReporter):
-        def start(self, task: str, total: int) -> None:
-            if task == "trial 2/3, epoch 2/2":
-                signal.raise_signal(signal.SIGTERM)
-
-    output, reporter = tmp_path / "rates", Interrupter()
+    output, reporter = tmp_path / "rates", InterruptingReporter("trial 2/3, epoch 2/2")
     options = TuneOptions(num_trials=3, space=RATES)
     with pytest.raises(StopRequest):
         tune(build_scratch_config(classes, output), options, reporter=reporter)

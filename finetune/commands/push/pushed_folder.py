@@ -16,6 +16,7 @@ from finetune.bundle.model_page.weights_origin import (
 )
 from finetune.bundle.shared_card import remove_local_paths
 from finetune.commands.export.export import export
+from finetune.commands.push.distinct_messages import DistinctMessageReporter
 from finetune.commands.push.pushed_record import write_record
 from finetune.errors import ConfigError
 from finetune.exporters.parity import PARITY_FILE
@@ -125,6 +126,7 @@ def build_pushed_folder(
         FinetuneError: The model cannot be exported, see ``export``.
     """
     first, *others = formats
+    reporter = DistinctMessageReporter(reporter)
     export(model, folder, format=first, images=images, prior=prior, reporter=reporter)
     for name in others:
         export(model, folder / name, format=name, images=images, prior=prior, reporter=reporter)

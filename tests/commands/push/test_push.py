@@ -338,7 +338,9 @@ def test_pushed_page_claims_no_comparison_that_was_not_made(
     pytest.importorskip("onnxruntime")
     bundle = load_model(trained.run_dir)
     save_bundle(bundle.network, replace(bundle.card, facts={}), tmp_path / "bundle")
-    push(tmp_path / "bundle", NAME, format=["timm", "onnx"])
+    reporter = RecordingReporter()
+    push(tmp_path / "bundle", NAME, format=["timm", "onnx"], reporter=reporter)
+    assert sum("parity was not checked" in text for text in reporter.warnings) == 1
     files = hub.repositories[NAME].files
     assert "onnx/model.onnx" in files
     assert "onnx/parity.json" not in files

@@ -1,22 +1,19 @@
 """Target class prior of a model, as requested by ``--prior``."""
 
-from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from finetune.bundle.bundle import ModelBundle, combine_models
 from finetune.bundle.ensemble_card import get_class_order
 from finetune.bundle.model_card import ModelCard
-from finetune.errors import ConfigError
-from finetune.evaluation.prior_file import PRIOR_NAMES, check_prior, read_prior
-from finetune.evaluation.priors import (
-    ClassPrior,
-    Priors,
-    build_uniform_prior,
-    compute_logit_shift,
-    describe_class_prior,
+from finetune.commands.prior_checks import (
+    check_prior_states,
+    check_target,
+    find_zero_classes,
+    resolve_target,
 )
+from finetune.evaluation.prior_file import PRIOR_NAMES, check_prior
+from finetune.evaluation.priors import ClassPrior, describe_class_prior
 from finetune.types import Reporter
 
 
@@ -38,47 +35,20 @@ def apply_prior(bundle: ModelBundle, prior: str | None, reporter: Reporter) -> M
     if prior is None:
         return bundle
     card = bundle.card
-    if card.is_multi_label:
-        raise ConfigError(
-            f"--prior {prior} cannot apply to a multi-label model: its labels do not exclude each "
-            f"other, and have no common prior. Leave it out."
-        )
+    for member in bundle.members or (bundle,):
+        check_prior_states(prior, member.card, source=member.source)
     check_prior(prior, card.classes)
-    _check_losses(prior, bundle)
-    if card.priors is None:
-        members = bundle.members or (bundle,)
-        source = next((m.source for m in members if m.card.priors is None), bundle.source)
-        raise ConfigError(
-            f"--prior {prior} cannot be used: {source} does not state the class prior that its "
-            f"logits assume; models of other programs state none, nor do those of the first "
-            f"releases of finetune. Leave out --prior, or use a model of finetune fit."
-        )
-    target = _resolve_target(prior, card.priors, card.classes)
+    assert card.priors is not None, "as each member states its own"
+    target = resolve_target(prior, card.priors, card.classes)
     members = tuple(_set_target(member, target, prior, card) for member in bundle.members)
-    _check_target(prior, target, card)
-    if target is not None and (zeros := _find_zero_classes(target, card.classes)):
+    check_target(prior, target, card)
+    if target is not None and (zeros := find_zero_classes(target, card.classes)):
         names = ", ".join(zeros[:5]) + (f", … ({len(zeros)} classes)" if len(zeros) > 5 else "")
         reporter.note(f"Never predicted, because their prior is 0 in {prior}: {names}.")
     card = replace(card, priors=replace(card.priors, target=target))
     if members and target is None:
         card = combine_models(members, weights=bundle.weights, facts=card.facts).card
     return replace(bundle, card=card, members=members)
-
-
-def _check_losses(prior: str, bundle: ModelBundle) -> None:
-    """Check that no model was trained with a loss of scores, if its logits are to be adjusted.
-
-    Raises:
-        ConfigError: One was. A classifier that was fitted again by ``crt`` is not affected.
-    """
-    for member in bundle.members or (bundle,):
-        loss = member.card.score_loss
-        if prior != "model" and loss is not None:
-            raise ConfigError(
-                f"--prior {prior} cannot be used: {member.source} was trained with "
-                f"loss.name={loss}, whose logits are scores and assume no class prior that could "
-                f"be adjusted. Leave out --prior, or train with loss.name=cross_entropy."
-            )
 
 
 def prior_to_json(card: ModelCard, *, requested: str | None) -> dict[str, Any]:
@@ -132,18 +102,6 @@ def prior_to_json(card: ModelCard, *, requested: str | None) -> dict[str, Any]:
     }
 
 
-def _resolve_target(prior: str, priors: Priors, classes: Sequence[str]) -> ClassPrior | None:
-    if prior == "model":
-        return None
-    if prior == "train":
-        return priors.train
-    return (
-        build_uniform_prior(len(classes))
-        if prior == "uniform"
-        else read_prior(Path(prior), classes)
-    )
-
-
 def _set_target(
     member: ModelBundle, target: ClassPrior | None, prior: str, card: ModelCard
 ) -> ModelBundle:
@@ -155,32 +113,7 @@ def _set_target(
     if target is not None:
         order = get_class_order(card, member.card.classes)
         target = tuple(target[index] for index in order)
-    _check_target(prior, target, member.card)
+    check_target(prior, target, member.card)
     assert member.card.priors is not None, "checked by the caller"
     priors = replace(member.card.priors, target=target)
     return replace(member, card=replace(member.card, priors=priors))
-
-
-def _check_target(prior: str, target: ClassPrior | None, card: ModelCard) -> None:
-    """Check that no class has a target prior above 0 and a model prior of 0.
-
-    Raises:
-        ConfigError: There is such a class; no adjustment can give it a probability above 0.
-    """
-    assert card.priors is not None, "checked by the caller"
-    if target is None:
-        return
-    try:
-        compute_logit_shift(target, card.priors.model)
-    except ValueError as error:
-        pairs = zip(target, card.priors.model, strict=True)
-        impossible = [0.0 if wanted > 0 >= known else 1.0 for wanted, known in pairs]
-        names = ", ".join(_find_zero_classes(impossible, card.classes))
-        raise ConfigError(
-            f"--prior {prior} cannot be used: the model prior of {names} is 0, which no adjustment "
-            f"can change. Use the model from before the export, or a file with 0 for this class."
-        ) from error
-
-
-def _find_zero_classes(values: Sequence[float], classes: Sequence[str]) -> list[str]:
-    return [name for name, value in zip(classes, values, strict=True) if value == 0]

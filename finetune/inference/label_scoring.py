@@ -1,11 +1,13 @@
 """Predicted labels of a multi-label model, and its evaluation as JSON."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from finetune.bundle.model_card import ModelCard
-from finetune.evaluation.multi_label.label_metrics import MultiLabelEvaluation
 from finetune.types import Prediction
+
+if TYPE_CHECKING:
+    from finetune.evaluation.multi_label.label_metrics import MultiLabelEvaluation
 
 
 def predict_labels(path: str, probabilities: Sequence[float], card: ModelCard) -> Prediction:
@@ -27,7 +29,7 @@ def predict_labels(path: str, probabilities: Sequence[float], card: ModelCard) -
     )
 
 
-def label_details_to_json(evaluation: MultiLabelEvaluation) -> dict[str, Any]:
+def label_details_to_json(evaluation: "MultiLabelEvaluation") -> dict[str, Any]:
     """Return the evaluation of a multi-label model without its metrics as JSON values."""
     stats = evaluation.per_label
     return {

@@ -37,8 +37,8 @@ from finetune.units import format_count, format_scientific
 
 if TYPE_CHECKING:
     from finetune.cli.render.console import ConsoleReporter
+    from finetune.commands.predict.predict_options import PredictOptions
     from finetune.commands.predict.predict_result import PredictSummary
-    from finetune.commands.predict.prediction_job import PredictOptions
 
 
 def predict(
@@ -123,7 +123,7 @@ def predict(
     views, rules = parse_tta(tta), parse_reject(reject)
     reporter = build_console_reporter(json_output=as_json or (output is None and shards is None))
     from finetune.commands.predict import predicted_files
-    from finetune.commands.predict.prediction_job import PredictOptions
+    from finetune.commands.predict.predict_options import PredictOptions
 
     options = PredictOptions(
         top_k, all_probabilities, parse_device(device), batch_size, views, image_size, weights,

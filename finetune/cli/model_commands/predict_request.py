@@ -13,7 +13,7 @@ from finetune.cli.options.shard_checks import check_shard_options
 from finetune.cli.options.tta_command import TtaCommand
 from finetune.cli.render.output import print_json
 from finetune.errors import ConfigError
-from finetune.evaluation.rejection.reject_options import check_reject_options, parse_reject
+from finetune.evaluation.rejection.reject_options import parse_reject
 from finetune.inference.tta import parse_tta
 from finetune.lookup import suggest_name
 
@@ -87,7 +87,6 @@ def parse_predict_request(context: typer.Context, args: Sequence[str]) -> Predic
         )
     others = ("output", "output_format", "embeddings", "saliency")
     check_shard_options({f"--{name.replace('_', '-')}": options[name] for name in others})
-    _check_settings(options)
     lists = [Path(file) for file in options["lists"] or ()]
     models, inputs = separate_images([Path(path) for path in options["paths"]], lists)
     check_models(models, options["prior"])
@@ -102,24 +101,29 @@ def parse_predict_request(context: typer.Context, args: Sequence[str]) -> Predic
     column = options["column"]
     tables = TableOptions(is_strict=False) if column is None else TableOptions(image_column=column)
     open_stream(inputs, lists=lists, tables=tables)
+    _check_settings(options, models)
     return PredictRequest(tuple(_omit_shards(args)), Path(options["shards"]))
 
 
-def _check_settings(options: Mapping[str, Any]) -> None:
-    """Check the settings that a task would refuse whatever the model is.
+def _check_settings(options: Mapping[str, Any], models: Sequence[Path]) -> None:
+    """Check the settings that a task would refuse, as far as files tell without torch.
 
     Raises:
-        ConfigError: A value is unknown, or two of them contradict each other.
+        ConfigError: A value is unknown, cannot apply to a model, or contradicts another one.
+        RunFolderError: The folder of the parts has another content.
     """
-    parse_device(options["device"])
-    views, rules = parse_tta(options["tta"]), parse_reject(options["reject"])
-    if rules is not None:
-        check_reject_options(
-            rules,
-            tta=views,
-            image_size=options["image_size"],
-            others={"--temperature": options["temperature"], "--prior": options["prior"]},
-        )
+    from finetune.commands.predict.predict_options import PredictOptions, check_stored_models
+    from finetune.commands.predict.shards.part_manifest import check_folder
+
+    settings = PredictOptions(
+        options["top_k"], options["all_probabilities"], parse_device(options["device"]),
+        options["batch_size"], parse_tta(options["tta"]), options["image_size"],
+        options["weights"], options["temperature"], options["prior"], options["column"],
+        parse_reject(options["reject"]),
+    )  # fmt: skip
+    check_stored_models(settings, models)
+    folder = Path(options["shards"]).expanduser()
+    check_folder(folder, settings.describe_model(), part_size=options["part_size"])
 
 
 def _parse_options(context: typer.Context, args: Sequence[str]) -> Mapping[str, Any]:

@@ -9,14 +9,12 @@ import numpy as np
 
 from finetune.bundle.bundle import ModelBundle, combine_models, load_model
 from finetune.commands.ensembles.member_runs import find_shared_validation_images, read_member_runs
+from finetune.commands.ensembles.weighting import check_weighting
 from finetune.errors import ConfigError
 from finetune.evaluation.mixture_weights import compute_mixture_loss, fit_mixture_weights
 from finetune.inference.predictor import Predictor
 from finetune.types import Reporter, StrPath
 from finetune.units import format_count
-
-WEIGHTINGS = ("equal", "val")
-"""Values of ``--weights``."""
 
 _MIN_WEIGHT = 1e-3
 """Weight below which a member is left out, as it costs time and changes no third decimal."""
@@ -90,15 +88,9 @@ def load_models(
         ModelError: The models do not have the same classes.
         RunFolderError: A model is missing or damaged.
     """
-    if weights not in WEIGHTINGS:
-        raise ConfigError(f"--weights {weights}: unknown. Choose one of {', '.join(WEIGHTINGS)}.")
+    check_weighting(weights, num_models=len(paths))
     models = [load_model(path) for path in paths]
     if len(models) == 1:
-        if weights != "equal":
-            raise ConfigError(
-                f"--weights {weights} weights several models, but there is one. Name the others, "
-                f"too, or leave out --weights."
-            )
         return models[0]
     combined = combine_models(models)
     if weights == "equal":

@@ -4,9 +4,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from finetune.commands.ensembles.combined_model import to_paths
+from finetune.commands.predict.predict_options import PredictOptions
 from finetune.commands.predict.predict_result import PredictResult
 from finetune.commands.predict.predicted_files import collect_predictions
-from finetune.commands.predict.prediction_job import PredictionJob, PredictOptions
+from finetune.commands.predict.prediction_job import PredictionJob
 from finetune.commands.predict.prediction_row import PredictionRow
 from finetune.errors import DataError
 from finetune.evaluation.rejection.reject_options import RejectOptions, parse_reject

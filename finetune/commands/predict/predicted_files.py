@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from finetune.commands.predict.output_conflicts import check_distinct_outputs, check_no_input
+from finetune.commands.predict.predict_options import PredictOptions
 from finetune.commands.predict.predict_result import PredictResult, PredictSummary
-from finetune.commands.predict.prediction_job import PredictionJob, PredictOptions
+from finetune.commands.predict.prediction_job import PredictionJob
 from finetune.commands.predict.prediction_row import PredictionRow, RowFormat
 from finetune.commands.predict.row_writers import (
     OutputFormat,

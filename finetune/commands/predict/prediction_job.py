@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,13 @@ from finetune.commands.ensembles.combined_model import list_members, load_models
 from finetune.commands.predict.embedding_writers import check_embedding_path
 from finetune.commands.predict.feature_outputs import create_feature_outputs
 from finetune.commands.predict.output_conflicts import check_no_input
-from finetune.commands.predict.prediction_row import PredictionRow, RowFormat, build_rows
+from finetune.commands.predict.predict_options import (
+    PredictOptions,
+    build_row_format,
+    check_card_options,
+    check_options,
+)
+from finetune.commands.predict.prediction_row import PredictionRow, build_rows
 from finetune.commands.rejected_files import RangeCheck, RejectionTally
 from finetune.commands.run_images import read_column_options
 from finetune.commands.target_prior import apply_prior, prior_to_json
@@ -21,67 +27,18 @@ from finetune.data.layouts.table_options import TableOptions
 from finetune.data.streams.file_streams import FileStream
 from finetune.data.streams.open_stream import open_stream
 from finetune.data.streams.stream_image import StreamImage
-from finetune.errors import ConfigError, DataError
-from finetune.evaluation.rejection.reject_options import RejectOptions, check_reject_options
+from finetune.errors import DataError
 from finetune.inference.input_checks import check_views, resize_input
-from finetune.inference.label_predictions import check_top_k
 from finetune.inference.prediction_stream import PredictedBatch, predict_stream
 from finetune.inference.predictor import Predictor
 from finetune.inference.tta import parse_tta
 from finetune.system.hardware import prepare_accelerator
 from finetune.system.host import count_available_cores
-from finetune.types import RejectedFile, Reporter, Tta
-from finetune.units import format_count, format_scientific
+from finetune.types import RejectedFile, Reporter
+from finetune.units import format_count
 
 _MAX_HELD = 10_000
 """Rows of unreadable images that are held back until a readable one comes."""
-
-
-@dataclass(frozen=True, slots=True)
-class PredictOptions:
-    """Settings of a prediction.
-
-    Attributes:
-        top_k: Number of most probable classes of an image.
-        keeps_all: Whether rows have the probability of every class.
-        device: "cpu", "cuda", "mps" or "auto".
-        batch_size: Images per batch.
-        tta: Views of each image to average over.
-        image_size: Height and width of the input in pixels; None for those of the model.
-        weights: Weights of several models, see ``load_models``.
-        temperature: Divisor of the logits; None for that of the model card.
-        prior: Target class prior; None for that of the model card.
-        column: Column of the images in CSVs and Parquet files; None for the usual one.
-        reject: Which answers are rejected; None rejects none.
-        embeddings: File for the features of the images; None for none.
-    """
-
-    top_k: int = 1
-    keeps_all: bool = False
-    device: str = "auto"
-    batch_size: int = 32
-    tta: Tta = Tta.NONE
-    image_size: int | None = None
-    weights: str = "equal"
-    temperature: float | None = None
-    prior: str | None = None
-    column: str | None = None
-    reject: RejectOptions | None = None
-    embeddings: Path | None = None
-
-    def describe_model(self) -> dict[str, Any]:
-        """Return the settings that change predictions, by the names of their options."""
-        return {
-            "--top-k": self.top_k,
-            "--all-probabilities": self.keeps_all,
-            "--tta": str(parse_tta(self.tta)),
-            "--image-size": self.image_size,
-            "--weights": self.weights,
-            "--temperature": self.temperature,
-            "--prior": self.prior,
-            "--column": self.column,
-            "--reject": None if self.reject is None else str(self.reject),
-        }
 
 
 class PredictionJob:
@@ -127,13 +84,7 @@ class PredictionJob:
         if accelerator == "cuda" and torch.cuda.device_count() > 1:
             accelerator = f"cuda:{local_rank % torch.cuda.device_count()}"
         tta = parse_tta(options.tta)
-        if options.reject is not None:
-            check_reject_options(
-                options.reject,
-                tta=tta,
-                image_size=options.image_size,
-                others={"--temperature": options.temperature, "--prior": options.prior},
-            )
+        check_options(options, num_models=len(models))
         if options.embeddings is not None:
             check_embedding_path(options.embeddings)
         bundle = load_models(
@@ -143,11 +94,12 @@ class PredictionJob:
             batch_size=options.batch_size,
             reporter=reporter,
         )
+        for member in bundle.members or (bundle,):
+            check_card_options(options, member.card, source=member.source)
         bundle = resize_input(apply_prior(bundle, options.prior, reporter), options.image_size)
-        self.bundle = set_temperature(bundle, options.temperature)
+        self.bundle = _set_temperature(bundle, options.temperature)
         check_views(self.bundle, tta)
         card = self.bundle.card
-        check_top_k(options.top_k, card)
         self.stream = open_stream(
             inputs, lists=lists, tables=_choose_columns(models, options.column)
         )
@@ -163,13 +115,8 @@ class PredictionJob:
             embeddings=options.embeddings,
             reporter=reporter,
         )
-        self.form = RowFormat(
-            card.classes,
-            top_k=1 if card.is_multi_label else min(options.top_k, len(card.classes)),
-            is_multi_label=card.is_multi_label,
-            keeps_all=options.keeps_all or card.is_multi_label,
-            extra=() if self.features is None else self.features.columns,
-        )
+        columns = () if self.features is None else self.features.columns
+        self.form = build_row_format(options, card, extra=columns)
         self.tally = RejectionTally()
         self.num_predicted = 0
         self._num_threads = max(1, count_available_cores() // local_processes)
@@ -253,23 +200,11 @@ class PredictionJob:
         raise DataError(f"No readable image in {stream.description}: {self.tally.summarise()}.")
 
 
-def set_temperature(bundle: ModelBundle, temperature: float | None) -> ModelBundle:
-    """Return a model whose logits are divided by another temperature; None keeps its own.
-
-    Raises:
-        ConfigError: It is not above 0, or the model is multi-label.
-    """
+def _set_temperature(bundle: ModelBundle, temperature: float | None) -> ModelBundle:
+    """Return a model whose logits are divided by another temperature; None keeps its own."""
     if temperature is None:
         return bundle
-    shown = format_scientific(temperature, digits=6)
-    if not 0 < temperature < float("inf"):
-        raise ConfigError(f"--temperature {shown} is not a number above 0. 1 leaves the logits.")
-    if bundle.card.is_multi_label:
-        raise ConfigError(
-            f"--temperature {shown} cannot apply to a multi-label model: the thresholds of its "
-            f"labels were chosen with its own temperature. Leave it out."
-        )
-    members = tuple(set_temperature(member, temperature) for member in bundle.members)
+    members = tuple(_set_temperature(member, temperature) for member in bundle.members)
     card = replace(bundle.card, temperature=temperature)
     return replace(bundle, card=card, members=members)
 

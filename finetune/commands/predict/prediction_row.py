@@ -3,13 +3,15 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from finetune.bundle.model_card import ModelCard
 from finetune.errors import ConfigError
 from finetune.inference.label_scoring import predict_labels
-from finetune.inference.prediction_stream import PredictedBatch
 from finetune.types import Judgement, Prediction
+
+if TYPE_CHECKING:
+    from finetune.inference.prediction_stream import PredictedBatch
 
 ColumnKind = Literal["text", "texts", "number", "numbers", "flag"]
 """Kind of the values of a column: a text or a number, or a list of them, or true and false."""
@@ -160,7 +162,9 @@ def prediction_to_json(prediction: Prediction, form: RowFormat) -> dict[str, Any
     return tree
 
 
-def build_rows(batch: PredictedBatch, card: ModelCard, form: RowFormat) -> Iterator[PredictionRow]:
+def build_rows(
+    batch: "PredictedBatch", card: ModelCard, form: RowFormat
+) -> Iterator[PredictionRow]:
     """Yield the rows of a batch, in the order of its images."""
     values, indices = batch.probabilities.topk(form.top_k, dim=1)
     top = zip(values.tolist(), indices.tolist(), strict=True)

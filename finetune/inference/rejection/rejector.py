@@ -1,10 +1,9 @@
 """Rejection of answers by thresholds that are chosen on validation images."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor
 
 from finetune.bundle.model_card import ModelCard
 from finetune.bundle.rejection.rejection_statistics import RejectionStatistics
@@ -23,6 +22,9 @@ from finetune.evaluation.rejection.probability_threshold import (
 from finetune.evaluation.rejection.reject_options import RejectOptions
 from finetune.types import Judgement
 from finetune.units import format_count, format_percent
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LOW_PROBABILITY = "low probability"
 UNLIKE_TRAINING = "unlike the training images"
@@ -53,7 +55,7 @@ class Rejector:
         self.probability = self._choose_probability(card)
         self.distance = self._choose_distance()
 
-    def judge(self, probabilities: Tensor, features: Tensor) -> list[Judgement]:
+    def judge(self, probabilities: "Tensor", features: "Tensor") -> list[Judgement]:
         """Return a judgement for each image; the distance is the stronger reason.
 
         Args:

@@ -1,11 +1,16 @@
 """Tests of ``finetune submit --verb predict``: its script, and mistakes that it finds."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from finetune.bundle.bundle import load_model, save_bundle
+from finetune.commands.predict.predict_options import PredictOptions
+from finetune.commands.predict.shards.sharded_prediction import predict_shards
 from finetune.commands.predict.shards.work_share import NUM_TASKS_VARIABLE
 from finetune.commands.submit.batch_script import JobResources, render_prediction_script
+from finetune.types import Reporter
 from tests.cli.conftest import Cli
 from tests.commands.predict.conftest import write_bundle
 from tests.commands.submit.test_batch_script import parse_options, run_job
@@ -69,11 +74,33 @@ def test_script_of_one_task_is_no_array(tmp_path: Path) -> None:
         (("model", "photos", "--shards", "x", "--reject", "recall=1"), 2, "recall is no rule"),
         (("model", "photos", "--shards", "x", "--tta", "flips"), 2, "--tta flips: unknown"),
         (("model", "photos", "--shards", "x", "--device", "gpu"), 2, "--device gpu"),
+        (("model", "photos", "--shards", "x", "--temperature", "0"), 2, "--temperature 0 is no"),
+        (("model", "photos", "--shards", "x", "--weights", "val"), 2, "but there is one"),
+        (("model", "photos", "--shards", "x", "--weights", "mean"), 2, "--weights mean: unkn"),
+        (("model", "model", "photos", "--shards", "x", "--reject"), 2, "these are 2 models"),
+        (("model", "photos", "--shards", "x", "--reject"), 5, "has no rejection.safetensors"),
+        (("model", "photos", "--shards", "x", "--prior", "uniform"), 2, "does not state the class"),
+        (("model", "photos", "--shards", "x", "--tta", "hflip"), 2, "did not record"),
+        (("model", "photos", "--shards", "photos"), 5, "is not empty"),
+        (("model", "photos", "--shards", "photos/a.png"), 5, "is a file"),
+        (("labels", "photos", "--shards", "x", "--top-k", "2"), 2, "--top-k 2 cannot apply"),
+        (("labels", "photos", "--shards", "x", "--temperature", "2"), 2, "multi-label model"),
+        (("labels", "photos", "--shards", "x", "--prior", "train"), 2, "multi-label model"),
+        (("model", "photos", "--shards", "parts", "--top-k", "2"), 5, "--top-k (before: 1"),
+        (("model", "photos", "--shards", "parts", "--part-size", "7"), 5, "--part-size (before"),
     ],
 )
 def test_mistakes_are_found_before_anything_is_submitted(
     cli: Cli, tmp_path: Path, args: tuple[str, ...], code: int, part: str
 ) -> None:
+    if args[0] == "labels":
+        card = replace(load_model(Path("model")).card, thresholds=(0.5,) * 3)
+        save_bundle(load_model(Path("model")).network, card, Path("labels"))
+    if "parts" in args:
+        predict_shards(
+            [Path("model")], [Path("photos")], Path("parts"), options=PredictOptions(device="cpu"),
+            reporter=Reporter(),
+        )  # fmt: skip
     before = sorted(tmp_path.rglob("*"))
     assert part in cli.fails("submit", "--verb", "predict", *args, code=code)
     assert sorted(tmp_path.rglob("*")) == before

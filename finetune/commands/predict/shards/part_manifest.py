@@ -1,16 +1,12 @@
 """Manifest of a folder of predictions in parts: the model, the options and the images."""
 
-import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from finetune.bundle.bundle import ModelBundle
 from finetune.errors import RunFolderError
 from finetune.system.files import translate_disk_errors, write_text
 
@@ -18,7 +14,6 @@ MANIFEST_NAME = "_manifest.json"
 """Name of the manifest. Readers of Parquet folders pass over names that begin with _ or a dot."""
 
 _FORMAT = 1
-_BLOCK_SIZE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +40,14 @@ class PartManifest:
     num_shards: int
     part_size: int
 
+    def list_option_differences(self, options: Mapping[str, Any]) -> list[str]:
+        """Return how the options of another prediction differ, in clauses for a message."""
+        return [
+            f"{name} (before: {_format(value)}; now: {_format(options.get(name))})"
+            for name, value in self.options.items()
+            if value != options.get(name)
+        ]
+
     def list_differences(self, other: "PartManifest") -> list[str]:
         """Return how another prediction differs from this one, in clauses for a message."""
         found = []
@@ -53,11 +56,7 @@ class PartManifest:
                 f"the model (before: {', '.join(self.models)}; now: {', '.join(other.models)}, or "
                 f"its weights or card have changed)"
             )
-        for name, value in self.options.items():
-            if value != other.options.get(name):
-                found.append(
-                    f"{name} (before: {_format(value)}; now: {_format(other.options.get(name))})"
-                )
+        found += self.list_option_differences(other.options)
         if self.images != other.images:
             counts = ""
             if None not in (self.num_images, other.num_images):
@@ -81,55 +80,63 @@ def open_folder(folder: Path, manifest: PartManifest, *, has_part_size: bool) ->
         RunFolderError: The folder holds something else, or parts of another prediction.
         StorageError: The folder cannot be written.
     """
-    path = folder / MANIFEST_NAME
-    if folder.exists() and not folder.is_dir():
-        raise RunFolderError(f"--shards {folder} is a file. Give the path of a folder.")
-    if not path.exists():
-        if folder.is_dir() and any(
-            not entry.name.startswith((".", "_")) for entry in folder.iterdir()
-        ):
-            raise RunFolderError(
-                f"--shards {folder} is not empty, and has no {MANIFEST_NAME}. Give a new "
-                f"folder, or one in which a prediction was stopped."
-            )
+    part_size = manifest.part_size if has_part_size else None
+    stored = check_folder(folder, manifest.options, part_size=part_size)
+    if stored is None:
+        path = folder / MANIFEST_NAME
         _write_once(path, json.dumps({"format": _FORMAT, **asdict(manifest)}, indent=2) + "\n")
-    stored = _read(path)
-    differences = stored.list_differences(manifest)
-    if has_part_size and stored.part_size != manifest.part_size:
-        differences.append(
-            f"--part-size (before: {stored.part_size:,}; now: {manifest.part_size:,})"
-        )
-    if differences:
-        raise RunFolderError(
-            f"{folder} has parts of another prediction, which differs in {'; '.join(differences)}. "
-            f"Give the same model, options and images to continue it, or another folder."
-        )
+        stored = _read(path)
+    _check_differences(folder, stored.list_differences(manifest), stored, part_size)
     return stored
 
 
-def compute_model_digest(bundle: ModelBundle) -> str:
-    """Return a digest of the weights and cards of a model and its members."""
-    digest = hashlib.blake2b(digest_size=16)
-    for weight, member in zip(bundle.weights or (1.0,), bundle.members or (bundle,), strict=True):
-        card = json.dumps(member.card.to_json(), sort_keys=True, default=str)
-        digest.update(f"{weight!r}\n{card}\n".encode())
-        state = member.network.state_dict()
-        for name, tensor in sorted(state.items()):
-            values = tensor.detach().cpu().contiguous()
-            digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
-            digest.update(values.flatten().view(torch.uint8).numpy().tobytes())
-        if not state and member.source.exists():  # run by another runtime, from a file
-            _add_files(digest, member.source)
-    return digest.hexdigest()
+def check_folder(
+    folder: Path, options: Mapping[str, Any], *, part_size: int | None
+) -> PartManifest | None:
+    """Check that a folder may hold the parts of a prediction, without its model and images.
+
+    Args:
+        folder: Folder of the parts.
+        options: Settings that change predictions, by the names of their options.
+        part_size: Number of images of a part that the user has chosen; None for none.
+
+    Returns:
+        The manifest of the folder; None if there is none.
+
+    Raises:
+        RunFolderError: The folder holds something else, or parts with other options.
+    """
+    path = folder / MANIFEST_NAME
+    if folder.exists() and not folder.is_dir():
+        raise RunFolderError(f"--shards {folder} is a file. Give the path of a folder.")
+    if path.exists():
+        stored = _read(path)
+        _check_differences(folder, stored.list_option_differences(options), stored, part_size)
+        return stored
+    if folder.is_dir() and any(not entry.name.startswith((".", "_")) for entry in folder.iterdir()):
+        raise RunFolderError(
+            f"--shards {folder} is not empty, and has no {MANIFEST_NAME}. Give a new "
+            f"folder, or one in which a prediction was stopped."
+        )
+    return None
 
 
-def _add_files(digest: "hashlib.blake2b", source: Path) -> None:
-    files = sorted(f for f in source.rglob("*") if f.is_file()) if source.is_dir() else [source]
-    for file in files:
-        digest.update(f"{file.name}\n".encode())
-        with file.open("rb") as stream:
-            while block := stream.read(_BLOCK_SIZE):
-                digest.update(block)
+def _check_differences(
+    folder: Path, differences: Sequence[str], stored: PartManifest, part_size: int | None
+) -> None:
+    """Check that a prediction continues the stored one, whose part size is kept unless given.
+
+    Raises:
+        RunFolderError: It is another one.
+    """
+    found = list(differences)
+    if part_size is not None and stored.part_size != part_size:
+        found.append(f"--part-size (before: {stored.part_size:,}; now: {part_size:,})")
+    if found:
+        raise RunFolderError(
+            f"{folder} has parts of another prediction, which differs in {'; '.join(found)}. "
+            f"Give the same model, options and images to continue it, or another folder."
+        )
 
 
 def _write_once(path: Path, text: str) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import finetune
 from finetune.cli.main import run
-from finetune.commands.predict.prediction_job import PredictOptions
+from finetune.commands.predict.predict_options import PredictOptions
 from finetune.commands.predict.shards.sharded_prediction import ShardsResult, predict_shards
 from finetune.commands.predict.shards.work_share import (
     NUM_TASKS_VARIABLE,

@@ -1,9 +1,9 @@
-"""Readable forms of durations, fractions, sizes and counts, used in every message."""
+"""Readable forms of durations, fractions, sizes, counts and values, used in every message."""
 
 import csv
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 _SECONDS_OF = {"d": 86_400, "h": 3_600, "min": 60, "m": 60, "s": 1}
@@ -71,6 +71,34 @@ def format_count(count: int, noun: str = "") -> str:
 def shorten_text(text: str, max_length: int = 80) -> str:
     """Return a text for a message: its start and an ellipsis if it is longer than a length."""
     return text if len(text) <= max_length else f"{text[: max_length - 1]}…"
+
+
+def format_value(value: Any) -> str:
+    """Return a value of a config as it is written on the command line, after ``key=``."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {format_value(item)}' for key, item in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(format_value, value))}]"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def format_yaml_value(value: Any) -> str:
+    """Return a value of a config as YAML has it, text in quotes, shortened if it is long."""
+    return shorten_text(_format_part(value))
+
+
+def _format_part(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key}: {_format_part(part)}' for key, part in value.items())}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_format_part, value))}]"
+    return repr(value)
 
 
 def format_millions(count: int) -> str:

@@ -40,6 +40,7 @@ from finetune.training.schedules.learning_rate import (
 from finetune.training.schedules.plateau import PlateauSettings
 from finetune.training.schedules.unfreeze import UNFREEZE_SCHEDULES, resolve_depth
 from finetune.training.trainer import TrainerOptions
+from finetune.units import format_value
 
 
 def build_recipe(
@@ -137,15 +138,16 @@ def build_depth_schedule(unfreeze: UnfreezeConfig, num_groups: int) -> Callable[
         except FinetuneError:
             raise
         except Exception as error:
+            reason = describe_failure(error, params, is_custom=":" in name)
             raise ConfigError(
-                f"unfreeze.name={name} with unfreeze.params={params} fails in epoch {epoch} "
-                f"(counted from 0): {describe_failure(error, params, is_custom=':' in name)}."
+                f"unfreeze.name={name} with unfreeze.params={format_value(params)} fails in "
+                f"epoch {epoch} (counted from 0): {reason}."
             ) from error
         if isinstance(depth, bool) or not isinstance(depth, int) or not 1 <= depth <= num_groups:
             raise ConfigError(
-                f"unfreeze.name={name} returns depth {depth!r} for epoch {epoch} (counted from 0); "
-                f"expected a whole number of layer groups from 1 to {num_groups}, or a fraction "
-                f"of them."
+                f"unfreeze.name={name} returns depth {depth!r} for epoch {epoch} "
+                f"(counted from 0); expected a whole number of layer groups from 1 to "
+                f"{num_groups}, or a fraction of them."
             )
         return depth
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 from pydantic_core import ErrorDetails
 
 from finetune.lookup import suggest_name
-from finetune.units import format_count
+from finetune.units import format_count, format_yaml_value, is_number
 
 Auto = Literal["auto"]
 
@@ -71,9 +71,14 @@ _EXPECTED_BY_TYPE = {
     "dict_type": "names and values, as {name: value}",
     "bool_type": "true or false",
     "bool_parsing": "true or false",
-    "int_parsing": "integer",
-    "int_from_float": "integer",
-    "float_parsing": "number",
+    "int_type": "an integer",
+    "int_parsing": "an integer",
+    "int_parsing_size": "an integer",
+    "int_from_float": "an integer",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "string_type": "text",
+    "invalid_key": "text as the name of a key",
 }
 """What is expected, by pydantic's type of error, where its message speaks of Python."""
 
@@ -84,15 +89,18 @@ def describe_invalid_value(errors: Sequence[ErrorDetails]) -> str:
     if first["input"] is None and ":" in str(first["loc"][-1:]):
         # YAML reads {head:3} as a key without a value
         return "found no value. Write a blank after the colon, as in {name: value}"
-    expected = [_describe_expected(error) for error in errors]
+    # those of all types, but of the first item of a list only
+    same = [error for error in errors if error["input"] is first["input"]]
+    expected = [_describe_expected(error) for error in same]
     if {error["type"] for error in errors} == {"value_error"}:
         return expected[0]
-    found = _format_found(errors[0]["input"])
-    return f"found {found}, expected {' or '.join(dict.fromkeys(expected))}"
+    return f"found {format_yaml_value(first['input'])}, expected {_join_expected(expected)}"
 
 
 def _describe_expected(error: ErrorDetails) -> str:
     kind, value, limits = error["type"], error["input"], error.get("ctx", {})
+    if kind == "string_type" and is_number(value):
+        return f"text, as in '{value}'"
     if kind in _EXPECTED_BY_TYPE:
         return _EXPECTED_BY_TYPE[kind]
     if kind in ("list_type", "tuple_type"):
@@ -106,11 +114,14 @@ def _describe_expected(error: ErrorDetails) -> str:
     return message.removeprefix("String should have ").removeprefix("a valid ")
 
 
-def _format_found(value: Any) -> str:
-    """Return a value as it is written: null and booleans as in YAML."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return "null" if value is None else repr(value)
+def _join_expected(expected: Sequence[str]) -> str:
+    """Return what the types of a union expect, the names of several in one list."""
+    lists = [text for text in expected if text.startswith("'")]
+    names = [name for text in lists for name in text.replace(" or ", ", ").split(", ")]
+    *others, last = dict.fromkeys(names) or [""]
+    choices = f"{', '.join(others)} or {last}" if others else last
+    kinds = [text for text in expected if text not in lists]
+    return " or ".join(dict.fromkeys([*kinds, choices] if choices else kinds))
 
 
 Switch = Annotated[Literal["auto", "on", "off"], BeforeValidator(coerce_on_off)]

@@ -334,7 +334,7 @@ def test_train_image_size_of_one_side_applies_to_both(
 
 
 def test_train_image_size_boolean_raises_config_error() -> None:
-    with pytest.raises(ConfigError, match=r"data\.train_image_size: found True"):
+    with pytest.raises(ConfigError, match=r"data\.train_image_size: found true"):
         build_config({}, assignments={"data.train_image_size": True})
 
 

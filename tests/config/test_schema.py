@@ -88,8 +88,8 @@ def test_config_splits_of_a_mapping_or_with_blanks_are_read_alike(value: object)
         ("optim.name", "adamx", "unknown name 'adamx'. Did you mean 'adam"),
         ("optim.max_norm", 3, "found 3, expected layer groups and their norms, as {head: 3}"),
         ("optim.params", 3, "found 3, expected names and values, as {name: value}"),
-        ("data.channels", "many", "found 'many', expected integer (command"),
-        ("data.channels", None, "found null, expected integer"),
+        ("data.channels", "many", "found 'many', expected an integer (command"),
+        ("data.channels", None, "found null, expected an integer"),
         ("tracking.tags", "a", "found 'a', expected a list, as [a]"),
         ("model.weights", "", "found '', expected at least 1 character"),
         ("data.train_image_size", [64], "found [64], expected a side in pixels, as 128, the first"),
@@ -97,11 +97,11 @@ def test_config_splits_of_a_mapping_or_with_blanks_are_read_alike(value: object)
         ("data.splits", "a=train,b=tets", "has a part that is not NAME=SPLIT"),
         ("data.splits", "a=train,b", "has a part that is not NAME=SPLIT"),
         ("data.splits", "a=train,A=test", "names a folder twice"),
-        ("data.splits", "", "has a part that is not NAME=SPLIT"),
+        ("data.splits", "", "found '', expected auto, none or NAME=SPLIT,NAME=SPLIT"),
         ("data.splits", 3, "found 3, expected auto, none or NAME=SPLIT,NAME=SPLIT"),
         ("data.splits", {"a": "dog"}, "'a=dog' has a part"),
         ("optim.lr", 0, "found 0, expected greater than 0 or 'auto'"),
-        ("optim.lr", "fast", "found 'fast', expected number"),
+        ("optim.lr", "fast", "found 'fast', expected a number"),
         ("optim.lr", float("nan"), "found nan"),
         ("data.val_fraction", 1.0, "found 1.0, expected less than 1"),
         ("data.image_size", 7, "found 7, expected greater than or equal to 8 or 'auto'"),
@@ -122,6 +122,36 @@ def test_config_invalid_value_raises_config_error_with_expected_values(
     assert lines[1].endswith("(command line)")
 
 
+def test_no_message_of_a_wrong_type_speaks_of_python() -> None:
+    wrong: tuple[Any, ...] = ("text", 512, True, None, [None, True], {"a": None}, {1: 2}, 10**30)
+    keys = [*(key for key, _ in iterate_fields()), *Config.model_fields]
+    words = re.compile(r"None|True|False|Input|Keys|should|string|tuple|dict|instance|parse")
+    num_errors = 0
+    for key in keys:
+        for value in wrong:
+            try:
+                build_config({}, assignments={key: value})
+            except ConfigError as error:
+                num_errors += 1
+                assert words.search(str(error)) is None, str(error)
+    assert num_errors > 4 * len(keys), "most values are of a wrong type for most keys"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("tracking.name", 2026, "found 2026, expected text, as in '2026'"),
+        ("tracking.tags", [1, None], "found 1, expected text, as in '1' ("),
+        ("trainer.monitor", [True], "found [true], expected 'auto', 'accuracy', 'balanced_"),
+        ("model", {1: 2}, "found 1, expected text as the name of a key"),
+        ("data.pixel_range", None, "null is neither auto, full nor LOW:HIGH"),
+    ],
+)
+def test_values_in_messages_are_those_of_yaml(key: str, value: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        build_config({}, assignments={key: value})
+
+
 def test_colon_without_a_blank_is_explained() -> None:
     with pytest.raises(ConfigError, match=r"found no value\. Write a blank after the colon"):
         build_config({}, assignments=parse_assignments(["optim.max_norm={head:3}"]))
@@ -132,7 +162,7 @@ def test_error_of_a_layer_group_names_it_once_for_each() -> None:
         build_config({}, assignments={"optim.max_norm": {"head": 0, "all": "x"}})
     assert str(caught.value).splitlines()[1:3] == [
         "  optim.max_norm.head: found 0, expected greater than 0 (command line)",
-        "  optim.max_norm.all: found 'x', expected number (command line)",
+        "  optim.max_norm.all: found 'x', expected a number (command line)",
     ]
 
 

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from finetune.builders.resolve import RunSpec
 from finetune.config.auto import get_config_value
 from finetune.config.resolved import ResolvedConfig
 from finetune.errors import ConfigError, FinetuneError
+from finetune.units import format_value
 
 Predicate = Callable[[ResolvedConfig, RunSpec], bool]
 
@@ -35,19 +35,6 @@ class Constraint:
         )
         conflict = f" cannot apply to {' and '.join(others)}" if others else ""
         return f"{first}{conflict}: {self.reason.format(run=run, config=run.config)}"
-
-
-def format_value(value: Any) -> str:
-    """Return a value as it is written on the command line."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, tuple):
-        return ",".join(map(str, value))
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{key}: {format_value(item)}' for key, item in value.items())}}}"
-    if isinstance(value, list):
-        return f"[{', '.join(map(format_value, value))}]"
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def is_sharded(config: ResolvedConfig) -> bool:

@@ -3,7 +3,6 @@
 from finetune.builders.constraints.constraint import (
     Constraint,
     Predicate,
-    format_value,
     is_sharded,
 )
 from finetune.builders.criterion import select_probe_loss
@@ -12,6 +11,7 @@ from finetune.config.load import diff_from_defaults
 from finetune.config.resolved import ResolvedConfig
 from finetune.config.schema import Config
 from finetune.config.sections.optim import LrScheduleConfig, OptimConfig
+from finetune.units import format_value
 
 
 def _require_probe(key: str, default: int | str) -> Constraint:

@@ -7,7 +7,7 @@ from typing import Any
 
 from finetune.errors import ConfigError
 from finetune.lookup import suggest_name
-from finetune.units import format_count
+from finetune.units import format_count, format_value
 
 
 def names_parameter(function: Callable[..., Any], name: str) -> bool:
@@ -71,7 +71,9 @@ def check_types(function: Callable[..., Any], params: Mapping[str, Any], *, sett
     for name, parameter in inspect.signature(function).parameters.items():
         expected = _describe_type(parameter.default)
         if name in params and expected is not None and _describe_type(params[name]) != expected:
-            raise ConfigError(f"{setting}: found {name}={params[name]}, expected {expected}.")
+            raise ConfigError(
+                f"{setting}: found {name}={format_value(params[name])}, expected {expected}."
+            )
 
 
 def _describe_type(value: Any) -> str | None:
@@ -94,7 +96,7 @@ def explain_invalid(section: str, name: str, params: Mapping[str, Any]) -> Itera
         yield
     except (TypeError, ValueError, RuntimeError, LookupError) as error:
         raise ConfigError(
-            f"{section}.name={name} with {section}.params={dict(params)} fails: "
+            f"{section}.name={name} with {section}.params={format_value(params)} fails: "
             f"{describe_failure(error, params)}."
         ) from error
 
@@ -116,5 +118,5 @@ def describe_failure(
     # these errors speak of operators of Python
     wrong = [key for key, value in params.items() if not isinstance(value, int | float)]
     named = wrong or list(params)
-    values = ", ".join(f"{key}={params[key]}" for key in named)
+    values = ", ".join(f"{key}={format_value(params[key])}" for key in named)
     return f"{values} {'is' if len(named) == 1 else 'are'} of a wrong type"

@@ -33,7 +33,7 @@ from finetune.system.run_folder import RunFolder
 from finetune.training.callbacks.early_stopping import EarlyStop, find_early_stop
 from finetune.training.checkpoint_io import read_checkpoint, read_resume_state, verify_checkpoint
 from finetune.types import Reporter
-from finetune.units import format_count
+from finetune.units import format_count, format_yaml_value
 
 OVERRIDABLE_KEYS = (
     "trainer.epochs",
@@ -300,7 +300,8 @@ def _check_changes(stored: Config, config: Config, *, has_started: bool) -> None
         is_part = key == "cross_validation.fold" and before is not None
         if is_part or (key not in keys and not key.startswith(sections)):
             raise ConfigError(
-                f"{key} is {before!r} in the run and cannot become {after!r} in a resumed run. "
+                f"{key} is {format_yaml_value(before)} in the run and cannot become "
+                f"{format_yaml_value(after)} in a resumed run. "
                 f"Leave it out, or start a new run without --resume."
             )
 

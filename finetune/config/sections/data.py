@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,6 +14,7 @@ from finetune.config.sections.labels import LabelKeys
 from finetune.config.sections.tables import TableKeys
 from finetune.lookup import suggest_name
 from finetune.types import PixelRange, ReadOptions, Split
+from finetune.units import format_value, format_yaml_value
 
 ImageSize = Annotated[int, Field(ge=8, le=4096)]
 
@@ -24,8 +26,8 @@ def _parse_side_pair(value: Any) -> Any:
     sides = value.split(",") if isinstance(value, str) and "," in value else value
     if sides != "auto" and (not isinstance(sides, list | tuple) or len(sides) != 2):
         raise ValueError(
-            f"found {value!r}, expected a side in pixels, as 128, the first and the last, as "
-            f"128,224, or auto"
+            f"found {format_yaml_value(value)}, expected a side in pixels, as 128, the first and "
+            f"the last, as 128,224, or auto"
         )
     return sides
 
@@ -61,10 +63,12 @@ def _read_split_pairs(text: str) -> list[tuple[str, Split]]:
 
 def _check_splits(value: Any) -> Any:
     """Return ``data.splits`` as text, from text or from a mapping of a config file."""
-    if isinstance(value, Mapping):
-        value = ",".join(f"{name}={split}" for name, split in value.items())
-    if not isinstance(value, str):
-        raise ValueError(f"found {value!r}, expected auto, none or NAME=SPLIT,NAME=SPLIT")
+    if isinstance(value, Mapping) and value:
+        value = ",".join(f"{name}={format_value(split)}" for name, split in value.items())
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(
+            f"found {format_yaml_value(value)}, expected auto, none or NAME=SPLIT,NAME=SPLIT"
+        )
     if value in ("auto", "none"):
         return value
     pairs = _read_split_pairs(value)
@@ -77,16 +81,17 @@ def _check_splits(value: Any) -> Any:
     return ",".join(f"{name}={split.value}" for name, split in pairs)
 
 
-def _check_pixel_range(text: str) -> str:
+def _check_pixel_range(value: Any) -> str:
     """Accept auto, full or LOW:HIGH, with numbers in their shortest form."""
-    if text in ("auto", "full"):
-        return text
-    try:
-        return str(PixelRange.parse(text))
-    except ValueError:
-        raise ValueError(
-            f"'{text}' is neither auto, full nor LOW:HIGH with LOW below HIGH, such as 0:4095"
-        ) from None
+    if value in ("auto", "full"):
+        return str(value)
+    with suppress(ValueError):
+        if isinstance(value, str):
+            return str(PixelRange.parse(value))
+    raise ValueError(
+        f"{format_yaml_value(value)} is neither auto, full nor LOW:HIGH with LOW below HIGH, such "
+        f"as 0:4095"
+    )
 
 
 class DataConfig(LabelKeys, TableKeys, ChannelKeys):
@@ -140,7 +145,7 @@ class DataConfig(LabelKeys, TableKeys, ChannelKeys):
         le=178.9,
         description="larger images are rejected as decompression bombs; Pillow's limit is 178.9",
     )
-    pixel_range: Annotated[str, AfterValidator(_check_pixel_range), BeforeValidator(str)] = Field(
+    pixel_range: Annotated[str, BeforeValidator(_check_pixel_range)] = Field(
         "auto",
         description="values of black and white in images of more than 8 bits; auto: 0 to the "
         "largest value of 8, 10, 12, 14 or 16 bits, the fewest that hold all values of 16-bit "

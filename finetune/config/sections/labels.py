@@ -6,6 +6,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from finetune.config.section import Section
 from finetune.types import LabelFormat
+from finetune.units import format_yaml_value
 
 
 def _join_columns(value: Any) -> Any:
@@ -13,7 +14,8 @@ def _join_columns(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         value = ",".join(map(str, value))
     if not isinstance(value, str):
-        raise ValueError(f"found {value!r}, expected names of columns, as in cat,dog,horse")
+        found = format_yaml_value(value)
+        raise ValueError(f"found {found}, expected names of columns, as in cat,dog,horse")
     names = [name.strip() for name in value.split(",") if name.strip()]
     folded = [name.casefold() for name in names]
     if len(set(folded)) < len(folded):

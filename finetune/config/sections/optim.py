@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from finetune.config.section import Auto, Section, Switch, build_name_validator
+from finetune.units import format_yaml_value
 
 # Names in the tables of higher layers; a contract test compares them.
 LR_SCHEDULE_NAMES = (
@@ -24,7 +25,8 @@ _MAX_MOMENTUM = 0.95
 
 def _check_mapping(value: Any) -> Any:
     if not isinstance(value, dict):
-        raise ValueError(f"found {value!r}, expected layer groups and their norms, as {{head: 3}}")
+        found = format_yaml_value(value)
+        raise ValueError(f"found {found}, expected layer groups and their norms, as {{head: 3}}")
     return value
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from finetune.errors import ConfigError
-from finetune.units import is_number
+from finetune.units import format_value, is_number
 
 INTERPOLATION_NAMES = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 CROP_MODES = ("center", "squash", "border")
@@ -27,12 +27,12 @@ def check_preprocessing(cfg: Mapping[str, Any]) -> None:
     }
     for key, (is_valid, expected) in checks.items():
         if key in cfg and not is_valid(cfg[key]):
-            raise ConfigError(f"{prefix}found {key}={cfg[key]}, expected {expected}.")
+            found = format_value(cfg[key])
+            raise ConfigError(f"{prefix}found {key}={found}, expected {expected}.")
     for key, names in _CHOICES.items():
         if key in cfg and cfg[key] not in names:
-            raise ConfigError(
-                f"{prefix}found {key}={cfg[key]}, expected one of {', '.join(names)}."
-            )
+            found = format_value(cfg[key])
+            raise ConfigError(f"{prefix}found {key}={found}, expected one of {', '.join(names)}.")
 
 
 def _is_list(value: Any) -> bool:

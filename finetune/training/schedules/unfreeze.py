@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 
 from finetune.errors import ConfigError
 from finetune.types import Phase
+from finetune.units import format_value, format_yaml_value
 
 Depth = int | float
 
@@ -58,7 +59,8 @@ def gradual(
         ConfigError: ``every`` or ``step`` is not positive.
     """
     if every < 1:
-        raise ConfigError(f"unfreeze.params: every={every!r} is not a number of epochs from 1.")
+        found = format_value(every)
+        raise ConfigError(f"unfreeze.params: every={found} is not a number of epochs from 1.")
     resolve_depth(step, num_groups)  # raises if it is neither a number of groups nor a fraction
     if epoch < start:
         return 1
@@ -82,8 +84,8 @@ def milestones(epoch: int, num_groups: int, *, depths: Mapping[int, Depth]) -> i
     """
     if not isinstance(depths, Mapping) or not all(str(first).isdigit() for first in depths):
         raise ConfigError(
-            f"unfreeze.params: depths={depths!r} is not a mapping from epochs (integers from 0) to "
-            f"depths, such as {{0: 1, 3: 0.5, 6: 1.0}}."
+            f"unfreeze.params: depths={format_value(depths)} is not a mapping from epochs "
+            f"(integers from 0) to depths, such as {{0: 1, 3: 0.5, 6: 1.0}}."
         )
     depth_of = {int(first): resolve_depth(depth, num_groups) for first, depth in depths.items()}
     milestones_reached = [first for first in depth_of if first <= epoch]
@@ -107,8 +109,8 @@ def resolve_depth(depth: Depth, num_groups: int) -> int:
     """
     if isinstance(depth, bool) or not isinstance(depth, int | float) or depth <= 0:
         raise ConfigError(
-            f"unfreeze.params: depth {depth!r} is neither a number of layer groups nor a fraction "
-            f"in (0, 1]."
+            f"unfreeze.params: depth {format_yaml_value(depth)} is neither a number of layer groups nor "
+            f"a fraction in (0, 1]."
         )
     if isinstance(depth, int):
         return min(depth, num_groups)

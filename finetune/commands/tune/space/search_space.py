@@ -223,7 +223,7 @@ def _read_entry(key: str, value: Any, source: str) -> SearchDimension:
             )
     raise ConfigError(
         f"{source}: {key}: expected a list of values, or low and high (and log: true), found "
-        f"{value!r}."
+        f"{format_value(value)}."
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from finetune.commands.predict.output_conflicts import check_distinct_outputs, check_no_input
+from finetune.commands.predict.output_conflicts import check_distinct_outputs
 from finetune.commands.predict.predict_options import PredictOptions
 from finetune.commands.predict.predict_result import PredictResult, PredictSummary
 from finetune.commands.predict.prediction_job import PredictionJob
@@ -106,8 +106,9 @@ def write_predictions(
     chosen = _check_outputs(output, output_format, options.embeddings)
     if saliency is not None:
         check_overlay_folder(saliency)
-    job = PredictionJob(models, inputs, lists=lists, options=options, reporter=reporter)
-    check_no_input({"--output": output}, job.stream, models)
+    job = PredictionJob(
+        models, inputs, lists=lists, options=options, output=output, reporter=reporter
+    )
     if chosen != "jsonl" and (output is not None or print_text is not None):
         job.form.list_columns()  # whose names may not be distinct
     overlays = None

@@ -12,7 +12,7 @@ from finetune.bundle.bundle import ModelBundle
 from finetune.commands.ensembles.combined_model import list_members, load_models
 from finetune.commands.predict.embedding_writers import check_embedding_path
 from finetune.commands.predict.feature_outputs import create_feature_outputs
-from finetune.commands.predict.output_conflicts import check_no_input
+from finetune.commands.predict.output_conflicts import OutputGuard
 from finetune.commands.predict.predict_options import (
     PredictOptions,
     build_row_format,
@@ -28,6 +28,7 @@ from finetune.data.streams.file_streams import FileStream
 from finetune.data.streams.open_stream import open_stream
 from finetune.data.streams.stream_image import StreamImage
 from finetune.errors import DataError
+from finetune.evaluation.prior_file import PRIOR_NAMES
 from finetune.inference.input_checks import check_views, resize_input
 from finetune.inference.prediction_stream import PredictedBatch, predict_stream
 from finetune.inference.predictor import Predictor
@@ -49,6 +50,7 @@ class PredictionJob:
         inputs: Images, see ``open_stream``.
         lists: Text files that list images.
         options: Settings.
+        output: File that the rows are written to, which is none of the inputs; None for none.
         local_rank: Number of this process on its node, which chooses one of several GPUs.
         local_processes: Number of processes on its node, which share the cores.
         reporter: Receiver of progress and notes.
@@ -73,6 +75,7 @@ class PredictionJob:
         *,
         lists: Sequence[Path] = (),
         options: PredictOptions,
+        output: Path | None = None,
         local_rank: int = 0,
         local_processes: int = 1,
         reporter: Reporter,
@@ -103,7 +106,9 @@ class PredictionJob:
         self.stream = open_stream(
             inputs, lists=lists, tables=_choose_columns(models, options.column)
         )
-        check_no_input({"--embeddings": options.embeddings}, self.stream, models)
+        self._guard = OutputGuard({"--output": output, "--embeddings": options.embeddings})
+        prior_file = [] if options.prior in (None, *PRIOR_NAMES) else [Path(options.prior)]
+        self._guard.check_inputs(self.stream, [*models, *prior_file])
         self.predictor = Predictor(
             self.bundle, device=accelerator, batch_size=options.batch_size, tta=tta
         )
@@ -159,7 +164,8 @@ class PredictionJob:
     ) -> Iterator[list[PredictionRow]]:
         values = RangeCheck(self.bundle.card.read_options.pixel_range)
         batches = predict_stream(
-            self.predictor, self.stream.iterate() if images is None else images,
+            self.predictor,
+            self._guard.check_images(self.stream.iterate() if images is None else images),
             compute_extra=None if self.features is None else self.features.compute,
             on_values=values.add,
             num_threads=self._num_threads,

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from finetune.bundle.bundle import ModelBundle
-from finetune.errors import RunFolderError
+from finetune.errors import ConfigError, RunFolderError
 from finetune.saliency.file_saliency import (
     FileSaliency,
     compute_file_saliency,
@@ -113,10 +113,12 @@ def write_overlays(
         reporter: Receiver of progress.
 
     Raises:
+        ConfigError: A picture would replace an image.
         DataError: A file can no longer be read.
         StorageError: The disk is full or fails.
     """
     names = list(paths)
+    _check_no_input(paths, folder, root)
     rows: list[OverlayRow] = []
     layer, reasons = "", dict[str, None]()
     reporter.start("saliency maps", len(names))
@@ -147,12 +149,33 @@ def _write_chunk(
             continue
         file = None
         if result.is_trusted:
-            file = folder / f"{_shorten(name, root)}.png"
+            file = _build_path(name, folder, root)
             pixels = found.pixels[row]
             _save(join_pictures(draw_photo(pixels), draw_overlay(pixels, result.map)), file)
         scores = round(result.deletion, 6), round(result.random_deletion, 6)
         rows.append(OverlayRow(name, None if file is None else str(file), *scores))
     return rows
+
+
+def _check_no_input(paths: Mapping[str, Path], folder: Path, root: Path) -> None:
+    """Check that no picture would replace an image, before the first is written.
+
+    Raises:
+        ConfigError: One would.
+    """
+    if not folder.exists():
+        return
+    planned = {_build_path(name, folder, root).resolve() for name in paths}
+    replaced = next((path for path in paths.values() if path.resolve() in planned), None)
+    if replaced is not None:
+        raise ConfigError(
+            f"--saliency {folder} would replace an image of the prediction ({replaced}). Give "
+            f"another folder."
+        )
+
+
+def _build_path(name: str, folder: Path, root: Path) -> Path:
+    return folder / f"{_shorten(name, root)}.png"
 
 
 def _shorten(name: str, root: Path) -> Path:

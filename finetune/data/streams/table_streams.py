@@ -60,6 +60,11 @@ class CsvStream:
             )
         self._place = self._table.columns.index(usual[0])
 
+    @property
+    def lists_paths(self) -> bool:
+        """Whether the records are paths of files."""
+        return self._encoded is None
+
     def iterate(self, selects: Callable[[int], bool] | None = None) -> Iterator[StreamImage]:
         """Yield the images.
 
@@ -132,6 +137,11 @@ class ParquetStream:
                     )
                 self._columns.append(choose_parquet_column(file, schema, tables))
                 self._num_rows += opened.metadata.num_rows
+
+    @property
+    def lists_paths(self) -> bool:
+        """Whether the rows of all files are paths of files."""
+        return all(column.kind == "path" for column in self._columns)
 
     def iterate(self, selects: Callable[[int], bool] | None = None) -> Iterator[StreamImage]:
         """Yield the images, file by file.

@@ -6,15 +6,18 @@ import csv
 import io
 import json
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
 import finetune
-from finetune.bundle.bundle import load_model
+from finetune.bundle.bundle import load_model, save_bundle
 from finetune.errors import ConfigError, DataError
+from finetune.evaluation.priors import Priors
 from finetune.inference.predictor import Predictor
 from tests.cli.conftest import Cli
 from tests.commands.predict.conftest import write_bundle
@@ -220,6 +223,18 @@ def test_outputs_are_distinct_and_replace_no_input(
     Path("photos").mkdir()
     Path("photos/a.png").write_bytes(image.read_bytes())
     Path("link.csv").symlink_to("t.csv")
+    Path("own").mkdir()
+    for name in ("b.png", "a.csv"):
+        (Path("own") / name).write_bytes(image.read_bytes())
+    Path("own.txt").write_text(f"{image}\n./own/../own/b.png\nown/a.csv\n")
+    Path("own.csv").write_text(f"path\n{image}\nown/b.png\n")
+    parquet.write_table(pa.table({"path": [str(image), "own/b.png"]}), "own.parquet")
+    Path("prior.csv").write_text("class,prior\nant,1\nbee,1\ncat,1\n")
+    model = load_model(tiny)
+    with_prior = tmp_path / "with prior"
+    priors = Priors((0.2, 0.3, 0.5), (0.2, 0.3, 0.5))
+    save_bundle(model.network, replace(model.card, priors=priors), with_prior)
+    as_image = ("--output", "own/b.png", "--output-format", "csv")
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
     same = "are the same file"
     replaced = "would replace an input"
@@ -233,11 +248,32 @@ def test_outputs_are_distinct_and_replace_no_input(
         (("hub/*.parquet", "--embeddings", "hub/0.parquet"), replaced),
         (("photos/a.png", "--output", "photos/a.png", "--output-format", "csv"), replaced),
         (("photos", "--output", "photos/a.png", "--output-format", "csv"), replaced),
+        (("--list", "own.txt", *as_image), replaced),
+        (("own.csv", *as_image), replaced),
+        (("own.parquet", "--column", "path", *as_image), replaced),
+        (("photos", "--list", "own.txt", *as_image), replaced),
+        (("--list", "own.txt", "--embeddings", "own/a.csv"), replaced),
     ]
     for words, part in cases:
         message = cli.fails("predict", tiny, *words, code=ConfigError.exit_code)
         assert part in message, words
+    piped = io.TextIOWrapper(io.BytesIO(f"{image}\nown/b.png\n".encode()))
+    monkeypatch.setattr("sys.stdin", piped)
+    words = ("predict", tiny, "-", *as_image, "--device", "cpu")
+    assert replaced in cli.fails(*words, code=ConfigError.exit_code)
+    words = ("predict", with_prior, "photos", "--prior", "prior.csv", "--output", "prior.csv")
+    assert replaced in cli.fails(*words, code=ConfigError.exit_code)
     assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
     cli.ok(
         "predict", tiny, "t.csv", "--output", "p.csv", "--embeddings", "e.csv", "--device", "cpu"
     )
+
+
+def test_saliency_maps_replace_no_image(tiny: Path, many: Path, tmp_path: Path) -> None:
+    content = (many / "00.png").read_bytes()
+    for name in ("a.png", "a.png.png"):
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ConfigError, match=r"would replace an image .*a\.png\.png"):
+        finetune.predict(tiny, tmp_path, device="cpu", saliency=tmp_path, output=tmp_path / "p.csv")
+    assert {file.name for file in tmp_path.iterdir()} == {"a.png", "a.png.png"}
+    assert (tmp_path / "a.png.png").read_bytes() == content

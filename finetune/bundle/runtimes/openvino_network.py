@@ -51,12 +51,11 @@ class OpenVinoNetwork(nn.Module):
 
     def __init__(self, file: Path) -> None:
         super().__init__()
-        openvino = import_openvino()
+        model, openvino = _read_model(file), import_openvino()
         try:
-            self._compiled = openvino.Core().compile_model(str(file), "CPU", EXACT_NUMBERS)
+            self._compiled = openvino.Core().compile_model(model, "CPU", EXACT_NUMBERS)
         except RuntimeError as error:
-            reason = str(error).strip().rpartition("\n")[2]
-            raise ModelError(f"{file} cannot be read by OpenVINO: {reason}") from error
+            raise _explain_unreadable(file, error) from error
         self._requests = threading.local()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -74,12 +73,36 @@ def read_openvino_metadata(file: Path) -> dict[str, str]:
     Raises:
         ModelError: OpenVINO is not installed, or cannot read the file.
     """
-    openvino = import_openvino()
-    try:
-        model = openvino.Core().read_model(str(file))
-    except RuntimeError as error:
-        reason = str(error).strip().rpartition("\n")[2]
-        raise ModelError(f"{file} cannot be read by OpenVINO: {reason}") from error
+    model = _read_model(file)
     if not model.has_rt_info(["finetune"]):
         return {}
     return {key: str(value) for key, value in model.get_rt_info(["finetune"]).value.items()}
+
+
+def _read_model(file: Path) -> Any:
+    """Return the model of a file, read as one of OpenVINO alone.
+
+    ``Core.read_model`` tries the readers of other formats on a damaged file, and that of TensorFlow
+    logs lines of its own.
+
+    Raises:
+        ModelError: OpenVINO is not installed, or cannot read the file.
+    """
+    import_openvino()
+    manager = importlib.import_module("openvino.frontend").FrontEndManager()
+    try:
+        reader = manager.load_by_framework("ir")
+        model = reader.convert(reader.load(str(file)))
+        if not model.outputs:
+            raise ValueError("it describes no network")
+    except Exception as error:  # its own exceptions have no common type
+        raise _explain_unreadable(file, error) from error
+    return model
+
+
+def _explain_unreadable(file: Path, error: Exception) -> ModelError:
+    reason = str(error).strip().rpartition("\n")[2].rstrip(".!")
+    return ModelError(
+        f"{file} cannot be read by OpenVINO: {reason}. If it was copied, copy it again with its "
+        f".bin file; else export the model again."
+    )

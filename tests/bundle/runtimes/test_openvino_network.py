@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from finetune.bundle.bundle import load_model
 from finetune.bundle.runtimes.openvino_network import import_openvino
 from finetune.errors import ModelError
 from tests.support.helpers import run_python
@@ -26,7 +27,8 @@ socket.getaddrinfo = record("getaddrinfo")
 multiprocessing.process.BaseProcess.start = record("process")
 USES_FINETUNE = sys.argv[1] == "finetune"
 if USES_FINETUNE:
-    from finetune.bundle.runtimes.openvino_network import import_openvino
+    from finetune.bundle.bundle import load_model
+from finetune.bundle.runtimes.openvino_network import import_openvino
     openvino = import_openvino()
 else:
     import openvino
@@ -55,3 +57,23 @@ def test_import_openvino_without_package_names_the_extra(monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(ModelError, match=r"pip install 'finetune-vision\[openvino\]'"):
         import_openvino()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "No document element found"),
+        (b"hello\nworld", "No document element found"),
+        (b'<?xml version="1.0"?>\n<net name="Model0" vers', "Error parsing"),
+        (b"<?xml version='1.0'?><html></html>", "it describes no network"),
+        (b'<?xml version="1.0"?>\n<net name="M" version="11"><layers></layers></net>', ""),
+    ],
+)
+def test_damaged_file_is_one_message_without_lines_of_other_libraries(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], content: bytes, reason: str
+) -> None:
+    pytest.importorskip("openvino")
+    (tmp_path / "model.xml").write_bytes(content)
+    with pytest.raises(ModelError, match=f"cannot be read by OpenVINO: .*{reason}"):
+        load_model(tmp_path)
+    assert capfd.readouterr() == ("", "")

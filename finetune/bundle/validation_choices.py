@@ -1,10 +1,20 @@
 """Choices that were made on validation images, whose metrics are therefore optimistic."""
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from finetune.bundle.model_card import ModelCard
+
+TRAINING_CHOICES_KEY = "training_choices"
+"""Fact of a card: keys of what validation images chose in training, a list."""
+
+_TRAINING_CHOICES = {
+    "last_stage_epochs": "the epoch of the last stage",
+    "learning_rate_falls": "when the learning rate fell",
+    "epoch": "the epoch",
+}
+"""What each key of that fact means, in words."""
 
 
 def list_validation_choices(cards: Iterable["ModelCard"]) -> tuple[str, ...]:
@@ -18,10 +28,15 @@ def list_validation_choices(cards: Iterable["ModelCard"]) -> tuple[str, ...]:
     choices = []
     for card in cards:
         facts = card.facts
+        choices += [text for key, text in _TRAINING_CHOICES.items() if key in _get_keys(facts)]
+        if facts.get("early_stop") is not None:
+            choices.append("when training ended")
         if (facts.get("soup") or {}).get("method") == "greedy":
             choices.append("the runs of the soup")
         if (facts.get("interpolation") or {}).get("fraction") is not None:
             choices.append("the position between the probe and the last epoch")
+        if (facts.get("rebalancing") or {}).get("tau") is not None:
+            choices.append("tau of the classifier")
         if "ensemble_weights" in facts:
             choices.append("the weights of the models")
         if facts.get("calibration") is not None:
@@ -29,6 +44,11 @@ def list_validation_choices(cards: Iterable["ModelCard"]) -> tuple[str, ...]:
         if facts.get("prior_adjustment") is not None:
             choices.append("the strength of the adjustment to other class frequencies")
     return tuple(dict.fromkeys(choices))
+
+
+def _get_keys(facts: Mapping[str, Any]) -> Sequence[str]:
+    keys: Sequence[str] = facts.get(TRAINING_CHOICES_KEY) or ()
+    return keys
 
 
 def describe_validation_choices(choices: Iterable[str]) -> str:

@@ -93,7 +93,9 @@ def _name_changes(facts: RunFacts) -> str:
     changes = []
     method = facts.config.get("imbalance.head_rebalancing")
     if method in ("crt", "tau_norm"):
-        changes.append(f"its classifier re-balanced by {method}")
+        tau = (facts.facts.get("rebalancing") or {}).get("tau")
+        strength = "" if tau is None else f" with tau {tau:g}"
+        changes.append(f"its classifier re-balanced by {method}{strength}")
     temperature = facts.card.get("temperature", 1.0)
     if temperature != 1.0:
         changes.append(f"its probabilities calibrated with temperature {temperature:.3g}")

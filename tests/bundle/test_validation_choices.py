@@ -17,6 +17,13 @@ from finetune.bundle.validation_choices import describe_validation_choices, list
             ("the position between the probe and the last epoch",),
         ),
         ({"interpolation": {"fraction": None}}, ()),
+        ({"rebalancing": {"method": "tau_norm", "tau": 0.0}}, ("tau of the classifier",)),
+        ({"rebalancing": {"method": "crt", "tau": None}}, ()),
+        ({"early_stop": {"epoch": 3}}, ("when training ended",)),
+        (
+            {"training_choices": ["last_stage_epochs", "epoch"], "calibration": {}},
+            ("the epoch of the last stage", "the epoch", "the temperature"),
+        ),
     ],
 )
 def test_choices_on_the_card_are_named(facts: dict[str, Any], expected: tuple[str, ...]) -> None:

@@ -1,6 +1,6 @@
 """Calibration and evaluation of the best model of a run, and its bundle."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,6 +10,8 @@ import torch
 from finetune.audit.leakage import find_rows_without_leaks
 from finetune.builders import Training, get_micro_batch_size
 from finetune.bundle.bundle import ModelBundle, load_model, save_bundle
+from finetune.bundle.checkpoint_file import load_checkpoint_file
+from finetune.bundle.validation_choices import TRAINING_CHOICES_KEY
 from finetune.commands.evaluation.label_shift import compute_label_shift
 from finetune.commands.measurement.prior_adjustment import (
     HeldOutLogits,
@@ -31,7 +33,7 @@ from finetune.inference.scoring import (
     evaluate_targets,
     metrics_to_json,
 )
-from finetune.probe.head_rebalancing import is_rebalanced, rebalance
+from finetune.probe.head_rebalancing import REBALANCED_KEY, is_rebalanced, rebalance
 from finetune.system.files import write_file_atomically
 from finetune.system.hardware import get_process_device
 from finetune.system.run_folder import RunFolder
@@ -60,6 +62,8 @@ class FinalEvaluation:
         probabilities: Probabilities of the images of each split, in manifest order, shape (N, K).
         thresholds: Probability from which each label of a multi-label model is predicted; None for
             other models.
+        rebalancing: Method and result of the rebalancing of the classifier; None without one.
+        training_choices: Keys of what validation images chose in training.
     """
 
     evaluations: Mapping[str, AnyEvaluation]
@@ -69,6 +73,8 @@ class FinalEvaluation:
     early_stop: EarlyStop | None = None
     probabilities: Mapping[Split, torch.Tensor] = field(default_factory=dict)
     thresholds: tuple[float, ...] | None = None
+    rebalancing: Mapping[str, Any] | None = None
+    training_choices: Sequence[str] = ()
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -83,6 +89,8 @@ class FinalEvaluation:
             "calibration": None if self.calibration is None else self.calibration.to_json(),
             "prior_adjustment": None if self.adjustment is None else self.adjustment.to_json(),
             "early_stop": None if self.early_stop is None else self.early_stop.to_json(),
+            "rebalancing": None if self.rebalancing is None else dict(self.rebalancing),
+            TRAINING_CHOICES_KEY: list(self.training_choices),
         }
 
 
@@ -168,7 +176,26 @@ def evaluate_best_model(run: RunFolder, training: Training, reporter: Reporter) 
         adjustment,
         probabilities=probabilities,
         thresholds=thresholds,
+        rebalancing=load_checkpoint_file(run.best_checkpoint_path).get(REBALANCED_KEY),
+        training_choices=_list_training_choices(bundle, training),
     )
+
+
+def _list_training_choices(bundle: ModelBundle, training: Training) -> list[str]:
+    """Return the keys of what validation images chose before the end of training."""
+    config = training.config
+    has_probe = config.probe.enabled == "on"
+    if not training.data.val:
+        return []
+    choices = ["last_stage_epochs"] if has_probe and config.probe.depth > 1 else []
+    if training.is_probe_only:
+        return choices
+    if config.lr_schedule.name == "plateau":
+        choices.append("learning_rate_falls")
+    position = (bundle.card.facts.get("interpolation") or {}).get("fraction")
+    if position is None and config.trainer.epochs + has_probe > 1:
+        choices.append("epoch")
+    return choices
 
 
 def write_bundle(run: RunFolder, evaluation: FinalEvaluation) -> None:

@@ -25,6 +25,9 @@ from tests.support.runs import (
     write_weights,
 )
 
+PROBE_ALONE = {"unfreeze__name": "linear_probe", "probe__enabled": "on", "optim__lr": "auto"}
+"""Settings of a run that ends with its linear probe."""
+
 
 @pytest.fixture(scope="module")
 def photos(animals: Path) -> Path:
@@ -110,6 +113,49 @@ def test_probe_only_run_is_calibrated(photos: Path, tmp_path: Path) -> None:
     assert result.calibration is not None
     card = load_model(result.run_dir).card
     assert card.temperature == result.calibration["temperature"]
+
+
+def test_choices_of_validation_images_are_on_the_card_in_evaluate_and_in_the_report(
+    photos: Path, tmp_path: Path
+) -> None:
+    weights = write_weights(tmp_path / "weights.pth")
+    result = fit(
+        photos, tmp_path / "run", model__weights=str(weights), trainer__epochs=1,
+        imbalance__strategy="tau_norm", lr_schedule__name="plateau", model__batch_norm="train",
+        report__enabled="on",
+    )  # fmt: skip
+    expected = (
+        "when the learning rate fell", "the epoch", "tau of the classifier", "the temperature",
+    )  # fmt: skip
+    facts = load_model(result.run_dir).card.facts
+    assert facts["rebalancing"]["method"] == "tau_norm"
+    assert tuple(facts["validation_choices"]) == expected
+    assert finetune.evaluate(result.run_dir, split="val").validation_choices == expected
+    page = (result.run_dir / "report.html").read_text(encoding="utf-8")
+    assert f"re-balanced by tau_norm with tau {facts['rebalancing']['tau']:g}" in page
+    assert (
+        "The validation images also chose when the learning rate fell, the epoch, tau of the"
+        in page
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (PROBE_ALONE, ()),
+        (PROBE_ALONE | {"probe__depth": 2, "optim__lr": 0.01}, ("the epoch of the last stage",)),
+        ({"trainer__epochs": 1}, ()),
+        ({"trainer__epochs": 2}, ("the epoch",)),
+    ],
+)
+def test_what_validation_images_could_not_choose_is_not_named(
+    settings: dict[str, Any], expected: tuple[str, ...], photos: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    result = fit(
+        photos, output, **{"calibration__enabled": "off", "trainer__epochs": "auto"} | settings
+    )
+    assert tuple(load_model(result.run_dir).card.facts["validation_choices"]) == expected
 
 
 @pytest.mark.parametrize("enabled", ["auto", "off"])

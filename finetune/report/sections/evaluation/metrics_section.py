@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from finetune.bundle.validation_choices import describe_validation_choices
 from finetune.evaluation.priors import build_uniform_prior, compute_logit_shift, is_same_prior
 from finetune.report.number_formats import format_interval, format_metric, format_metric_name
 from finetune.report.run_facts import RunFacts, SplitPredictions
@@ -72,11 +73,14 @@ class MetricsSection:
         table: Metrics by split.
         sides: Metrics for different class priors; None for balanced classes.
         has_folds: Whether there are metrics of the held-out images of folds.
+        choices: Sentence on what validation images chose of the model; empty if that is nothing, or
+            there are no metrics of them.
     """
 
     table: MetricTable
     sides: ImbalanceSides | None
     has_folds: bool
+    choices: str = ""
 
     @property
     def has_intervals(self) -> bool:
@@ -112,7 +116,10 @@ def build_metrics(facts: RunFacts) -> MetricsSection | None:
             for name in names
         ),
     )
-    return MetricsSection(table, _build_sides(facts), OUT_OF_FOLD in metrics)
+    chosen = facts.facts.get("validation_choices") or () if "val" in metrics else ()
+    return MetricsSection(
+        table, _build_sides(facts), OUT_OF_FOLD in metrics, describe_validation_choices(chosen)
+    )
 
 
 def _build_sides(facts: RunFacts) -> ImbalanceSides | None:

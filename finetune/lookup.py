@@ -2,7 +2,9 @@
 
 import difflib
 import importlib
+import importlib.util
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -34,6 +36,32 @@ def suggest_path(path: Path) -> str:
 def is_import_path(name: str) -> bool:
     """Return whether a backbone is named as ``package.module:function``, not by a timm name."""
     return ":" in name and not name.startswith(("hf-hub:", "hf_hub:", "local-dir:"))
+
+
+def find_module_locations(module_name: str) -> list[Path]:
+    """Return the files and folders that the top-level package of a module is imported from.
+
+    Empty where they are unknown.
+    """
+    package = module_name.partition(".")[0]
+    try:
+        spec = importlib.util.find_spec(package)
+    except ImportError:
+        return []  # reported when it is imported
+    except ValueError:  # a script has no spec
+        file = getattr(sys.modules.get(package), "__file__", None)
+        return [] if file is None else [Path(file).absolute()]
+    if spec is None:
+        return []
+    places = [spec.origin] if spec.origin is not None and spec.has_location else []
+    return [Path(place).absolute() for place in (*places, *(spec.submodule_search_locations or ()))]
+
+
+def find_module_inside(module_name: str, folder: Path) -> Path | None:
+    """Return the place of a module that is imported from inside of a folder; None for another."""
+    root = folder.resolve()
+    places = find_module_locations(module_name)
+    return next((place for place in places if place.resolve().is_relative_to(root)), None)
 
 
 def look_up(table: Mapping[str, Any], name: str, *, setting: str) -> Any:

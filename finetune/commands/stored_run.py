@@ -1,6 +1,6 @@
 """Config and manifest stored in a run folder."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from finetune.data.layouts.parquet.parquet_dataset import find_parquet_root
 from finetune.data.layouts.parquet.parquet_files import is_parquet_path
 from finetune.data.layouts.unpacked_images import find_unpacked_table
 from finetune.data.manifest import Manifest, read_manifest
-from finetune.errors import DataError
+from finetune.errors import DataError, RunFolderError
+from finetune.lookup import find_module_inside
 from finetune.system.run_folder import RunFolder
 from finetune.types import Sample
 from finetune.units import format_count
@@ -63,6 +64,39 @@ def read_stored_tree(run: RunFolder) -> dict[str, Any]:
         if isinstance(tree.get(name, {}), Mapping)  # else an error for validation to report
     }
     return {**tree, **sections}
+
+
+def check_stored_code(folder: Path, tree: Mapping[str, Any]) -> None:
+    """Check that a stored config names no code that lies in the folder of the config.
+
+    A run continues with the code that its config names (``loss.name=package.module:function``),
+    as it began. That of somebody else may bring code along; nothing is imported here.
+
+    Args:
+        folder: Run folder, or that of a study.
+        tree: Its config as nested values.
+
+    Raises:
+        RunFolderError: It names such code.
+    """
+    for key, value in _iter_texts(tree):
+        location = find_module_inside(value.partition(":")[0], folder) if ":" in value else None
+        if location is not None:
+            raise RunFolderError(
+                f"{folder} names code, {key}={value}, that is in the same folder ({location}). "
+                f"Such code is not executed, as the folder may be of somebody else. If it is "
+                f"yours, move the module out of it, and run from its new folder or put that on "
+                f"PYTHONPATH."
+            )
+
+
+def _iter_texts(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the texts of nested values with their dotted keys."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _iter_texts(value, f"{prefix}{key}.")
+        elif isinstance(value, str):
+            yield f"{prefix}{key}", value
 
 
 def _has_sgd_momentum(tree: Mapping[str, Any]) -> bool:

@@ -1,7 +1,8 @@
-"""Tests of runs on images inside of tables whose rows have moved since."""
+"""Tests of stored runs: on tables whose rows have moved since, and code in the run folder."""
 
 import base64
 import csv
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,8 +13,9 @@ import finetune
 from finetune.commands.fit.fit import plan_resume
 from finetune.commands.report.collect import read_facts
 from finetune.commands.report.photos.collect_photos import add_photos
-from finetune.config.load import build_config
-from finetune.errors import DataError
+from finetune.commands.stored_run import check_stored_code, read_stored_tree
+from finetune.config.load import build_config, dump_config
+from finetune.errors import DataError, RunFolderError
 from finetune.system.run_folder import RunFolder
 from tests.support.parquet import encode_noise, write_table
 from tests.support.runs import get_class_evaluation
@@ -99,3 +101,27 @@ def test_evaluate_finds_the_images_of_a_table_whose_rows_have_moved(
     write(file, rows)
     after = get_class_evaluation(finetune.evaluate(run))
     assert after.metrics["loss"] == pytest.approx(before.metrics["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("key", ["loss.name", "model.backbone", "lr_schedule.name"])
+def test_resume_refuses_code_in_the_run_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "brought_along.py").write_text("raise SystemExit('executed')\n", encoding="utf-8")
+    config = build_config(
+        {"data": {"path": "photos"}}, assignments={key: "brought_along:build", "output": str(run)}
+    )
+    (run / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+    (run / "manifest.csv").touch()
+    monkeypatch.chdir(run)
+    monkeypatch.syspath_prepend(run)
+    message = rf"names code, {key}=brought_along:build, that is in the same folder .*brought"
+    with pytest.raises(RunFolderError, match=message):
+        plan_resume(run)
+    assert "brought_along" not in sys.modules
+    # code beside the folder is that of the user
+    (run / "brought_along.py").rename(tmp_path / "brought_along.py")
+    monkeypatch.syspath_prepend(tmp_path)
+    check_stored_code(run, read_stored_tree(RunFolder(run)))

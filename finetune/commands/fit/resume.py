@@ -17,6 +17,7 @@ from finetune.commands.measurement.refit_choice import read_refit_choice
 from finetune.commands.prepare_data import resolve_data_path, resolve_if_path
 from finetune.commands.stored_run import (
     check_files_exist,
+    check_stored_code,
     read_stored_config,
     read_stored_manifest,
     read_stored_tree,
@@ -143,9 +144,10 @@ def build_resume_config(
 
     Raises:
         ConfigError: A key may not change, or there are fewer epochs than completed ones.
+        RunFolderError: The config names code that lies in the run folder.
     """
-    stored = read_stored_config(run)
-    tree = read_stored_tree(run)
+    stored, tree = read_stored_config(run), read_stored_tree(run)
+    check_stored_code(run.path, tree)
     # values that were resolved from "auto" stay the same
     assignments = {key: value for key, value in (assignments or {}).items() if value != "auto"}
     flags = {key: flag for key, flag in (flags or {}).items() if flag[1] != "auto"}

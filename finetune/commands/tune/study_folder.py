@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from finetune.commands.stored_run import check_stored_code
 from finetune.commands.tune.hold_out import HoldOut
 from finetune.commands.tune.space.search_space import SearchDimension, read_space_file
 from finetune.commands.tune.trials.trial_queue import TrialQueue
@@ -153,7 +154,9 @@ class StudyFolder:
     def read_base_config(self) -> Config:
         """Return the config of the default trial."""
         path = self.base_config_path
-        config = build_config(read_config_file(path), source_name=str(path))
+        tree = read_config_file(path)
+        check_stored_code(self.path, tree)
+        config = build_config(tree, source_name=str(path))
         # the file has every key: those with their defaults count as not set, as at the beginning
         return build_config({}, assignments=diff_from_defaults(config))
 
@@ -184,7 +187,11 @@ class StudyFolder:
 
     def read_space(self) -> list[SearchDimension]:
         """Return the dimensions of the search."""
-        return read_space_file(self.space_path)
+        dimensions = read_space_file(self.space_path)
+        for dimension in dimensions:
+            for choice in dimension.choices:
+                check_stored_code(self.path, {dimension.key: choice})
+        return dimensions
 
 
 def create_study(

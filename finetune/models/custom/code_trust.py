@@ -5,7 +5,6 @@ keeps, and networks of torchvision; an installed package may contain a function 
 whatever its arguments say, as ``torch.hub.load`` does.
 """
 
-import importlib.util
 import inspect
 import os
 import sys
@@ -17,6 +16,7 @@ import torchvision
 from torch import nn
 
 from finetune.errors import ModelError
+from finetune.lookup import find_module_inside, find_module_locations
 
 TRUST_VARIABLE = "FINETUNE_TRUSTED_MODULES"
 """Environment variable with the modules, separated by commas, that any model may name."""
@@ -50,15 +50,14 @@ def check_stored_code(backbone: str, folder: Path) -> None:
         ModelError: It is not.
     """
     module_name = backbone.partition(":")[0]
-    locations = _find_locations(module_name.partition(".")[0])
+    locations = find_module_locations(module_name)
     root = folder.resolve()
-    for location in locations:
-        if location.resolve().is_relative_to(root):
-            raise ModelError(
-                f"The model in {folder} names code, '{backbone}', that is in the same folder "
-                f"({location}). Such code is not executed. If you trust it, copy the module to a "
-                f"folder of your own, and run from there or put that folder on PYTHONPATH."
-            )
+    if (location := find_module_inside(module_name, folder)) is not None:
+        raise ModelError(
+            f"The model in {folder} names code, '{backbone}', that is in the same folder "
+            f"({location}). Such code is not executed. If you trust it, copy the module to a "
+            f"folder of your own, and run from there or put that folder on PYTHONPATH."
+        )
     if (
         is_torchvision_network(backbone)
         or backbone in _named_backbones
@@ -83,21 +82,6 @@ def is_torchvision_network(backbone: str) -> bool:
         return value is torchvision.models.get_model_builder(attribute)
     is_network = inspect.isclass(value) and issubclass(value, nn.Module)
     return is_network and value.__module__.startswith("torchvision.models.")
-
-
-def _find_locations(package: str) -> list[Path]:
-    """Return the files and folders that a top-level package is imported from; none if unknown."""
-    try:
-        spec = importlib.util.find_spec(package)
-    except ImportError:
-        return []  # reported when it is imported
-    except ValueError:  # a script has no spec
-        file = getattr(sys.modules.get(package), "__file__", None)
-        return [] if file is None else [Path(file).absolute()]
-    if spec is None:
-        return []
-    places = [spec.origin] if spec.origin is not None and spec.has_location else []
-    return [Path(place).absolute() for place in (*places, *(spec.submodule_search_locations or ()))]
 
 
 def _find_reason(package: str, locations: list[Path], root: Path) -> str | None:

@@ -5,6 +5,7 @@
 #                       cache unless FINETUNE_CACHE is set
 #   STAGE=1             first copy the folder DATA to the local disk of each node. Useful if files
 #                       are read in every epoch (data.cache=off): cached pixels are local anyway.
+#                       Predictions, which read each image once, refuse it.
 #                       Weights are read once per process, from where they are
 #   HF_HUB_OFFLINE=0    for compute nodes with internet access; otherwise download the weights
 #                       before: finetune fetch BACKBONE
@@ -79,6 +80,8 @@ finetune=()
 eval "finetune=(${FINETUNE:-finetune})" # words with shell quoting
 disk=${LOCAL_DISK:-${SLURM_TMPDIR:-/tmp/$(id -un)}}
 if [ "${STAGE:-0}" = 1 ]; then
+    [ "${verb:-fit}" = fit ] ||
+        { say "STAGE=1 cannot apply to finetune $verb, which reads each image once. Leave it out."; exit 2; }
     staged=$disk/finetune-job-$SLURM_JOB_ID
     stage "${1:-}"
     set -- "$staged" "${@:2}"

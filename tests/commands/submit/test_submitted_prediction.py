@@ -57,6 +57,16 @@ def test_script_of_one_task_is_no_array(tmp_path: Path) -> None:
     assert options["--output"] == f"{tmp_path}/parts.log"
 
 
+def test_staging_of_images_that_are_read_once_is_refused(tmp_path: Path) -> None:
+    text = render_prediction_script(
+        ("model", "photos"), JobResources(), tmp_path / "parts", num_tasks=1
+    )
+    process = run_job(text, FINETUNE="finetune", STAGE="1", LOCAL_DISK=str(tmp_path / "disk"))
+    assert process.returncode == 2
+    assert "STAGE=1 cannot apply to finetune predict" in process.stderr
+    assert not (tmp_path / "disk").exists()
+
+
 @pytest.mark.parametrize(
     ("args", "code", "part"),
     [

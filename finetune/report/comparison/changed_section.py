@@ -4,9 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finetune.report.comparison.runs_section import label_runs
-from finetune.report.comparison.shared_images import HELD_OUT, SharedImages, match_images
+from finetune.report.comparison.shared_images import (
+    HELD_OUT,
+    SharedImages,
+    get_thresholds,
+    match_images,
+)
 from finetune.report.run_facts import RunFacts
 from finetune.units import format_percent
 
@@ -16,6 +22,11 @@ MAX_LISTED = 40
 MAX_PICTURES = 120
 """Thumbnails on the page, however many runs are compared."""
 
+MAX_LABELS = 8
+"""Labels of an image that are named; of more, their number."""
+
+_SPLIT_NAMES = {"val": "validation", "test": "test"}
+
 
 @dataclass(frozen=True, slots=True)
 class ChangedImage:
@@ -23,10 +34,11 @@ class ChangedImage:
 
     Attributes:
         path: Path relative to the data folder.
-        label: True class.
-        before: Class predicted by the first run, with its probability.
-        after: Class predicted by the second run, with its probability.
-        kind: "now right", "now wrong" or "wrong in both".
+        label: True class, or true labels.
+        before: Class or labels predicted by the first run, with their probabilities.
+        after: Class or labels predicted by the second run, with their probabilities.
+        kind: "now right", "now wrong" or "wrong in both"; of several labels with those that were
+            added and dropped.
         picture: Data URI of its thumbnail; empty without one.
     """
 
@@ -48,7 +60,9 @@ class ChangedList:
         split: Name of the split.
         num_changed: Number of these images.
         num_images: Number of images that both runs hold out.
-        images: The images whose predictions are the most certain.
+        images: The images whose predictions are the most certain, or those of several labels whose
+            probabilities changed most.
+        is_multi_label: Whether an image has any number of labels.
     """
 
     first: str
@@ -57,6 +71,7 @@ class ChangedList:
     num_changed: int
     num_images: int
     images: tuple[ChangedImage, ...]
+    is_multi_label: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +99,14 @@ def build_changed(runs: Sequence[RunFacts]) -> ChangedSection | None:
     for label, run in zip(labels[1:], runs[1:], strict=True):
         for split in HELD_OUT:
             shared = match_images(runs[0], run, split)
-            # of several labels, no single prediction changes
-            if shared is not None and shared.target.ndim == 1 and len(shared.target):
-                lists.append(_list_changes(shared, runs[0], (labels[0], label)))
+            if shared is None or not len(shared.target):
+                continue
+            pair = labels[0], label
+            lists.append(
+                _list_changes(shared, runs[0], pair)
+                if shared.target.ndim == 1
+                else _list_label_changes(shared, runs[0], run, pair)
+            )
     return ChangedSection(tuple(lists)) if lists else None
 
 
@@ -110,9 +130,76 @@ def _list_changes(shared: SharedImages, first: RunFacts, labels: tuple[str, str]
         picture = thumbnails.get(path, "")
         images.append(ChangedImage(path, classes[target], words[0], words[1], kind, picture))
     return ChangedList(
+        *labels, _SPLIT_NAMES[shared.split], len(rows), len(shared.target), tuple(images)
+    )
+
+
+def _list_label_changes(
+    shared: SharedImages, first: RunFacts, second: RunFacts, labels: tuple[str, str]
+) -> ChangedList:
+    """Return the images of which any label is predicted by one run only."""
+    thumbnails = {} if first.photos is None else first.photos.thumbnails
+    limits = get_thresholds(first, second, shared)
+    is_true = shared.target > 0
+    before, after = shared.before >= limits[0], shared.after >= limits[1]
+    is_changed = before != after
+    rows = np.flatnonzero(is_changed.any(axis=1))
+    shift = np.where(is_changed, np.abs(shared.after - shared.before), 0).max(axis=1, initial=0)
+    rows = rows[np.argsort(-shift[rows], kind="stable")]
+    images = []
+    for row in rows[:MAX_LISTED].tolist():
+        errors = [int((table[row] != is_true[row]).sum()) for table in (before, after)]
+        names = (
+            _list_labels(first.classes, is_true[row]),
+            _list_labels(first.classes, before[row], shared.before[row]),
+            _list_labels(first.classes, after[row], shared.after[row]),
+        )
+        moves = (
+            (after[row] & ~before[row], "added"),
+            (before[row] & ~after[row], "dropped"),
+        )
+        shown = [
+            f"{_list_labels(first.classes, chosen)} {word}"
+            for chosen, word in moves
+            if chosen.any()
+        ]
+        path = shared.paths[row]
+        kind = f"{_compare_errors(*errors)}: {'; '.join(shown)}"
+        images.append(ChangedImage(path, *names, kind, thumbnails.get(path, "")))
+    return ChangedList(
         *labels,
-        {"val": "validation", "test": "test"}[shared.split],
+        _SPLIT_NAMES[shared.split],
         len(rows),
         len(shared.target),
         tuple(images),
+        is_multi_label=True,
     )
+
+
+def _compare_errors(before: int, after: int) -> str:
+    """Return in words how the number of wrong labels of an image changed."""
+    if not after or not before:
+        return "now wrong" if after else "now right"
+    if after == before:
+        return "as many wrong"
+    return "fewer wrong" if after < before else "more wrong"
+
+
+def _list_labels(
+    classes: Sequence[str],
+    is_chosen_K: NDArray[np.bool_],
+    probabilities_K: NDArray[np.float64] | None = None,
+) -> str:
+    """Return the names of labels, the most probable first, with their probabilities if given."""
+    chosen = np.flatnonzero(is_chosen_K)
+    if probabilities_K is not None:
+        chosen = chosen[np.argsort(-probabilities_K[chosen], kind="stable")]
+    names = [
+        classes[index]
+        if probabilities_K is None
+        else f"{classes[index]} ({format_percent(float(probabilities_K[index]), decimals=0)})"
+        for index in chosen[:MAX_LABELS].tolist()
+    ]
+    if len(chosen) > MAX_LABELS:
+        names.append(f"{len(chosen) - MAX_LABELS} more")
+    return ", ".join(names) or "none"

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from finetune.evaluation.multi_label.label_metrics import DEFAULT_THRESHOLD
 from finetune.evaluation.multi_label.paired_labels import compare_paired_labels
 from finetune.evaluation.paired_comparison import (
     PairedComparison,
@@ -15,6 +14,7 @@ from finetune.report.comparison.shared_images import (
     HELD_OUT,
     SharedImages,
     get_held_out,
+    get_thresholds,
     match_images,
 )
 from finetune.report.number_formats import format_difference, format_metric, format_metric_name
@@ -117,15 +117,11 @@ def _compare(first: RunFacts, second: RunFacts, shared: SharedImages) -> PairedC
         return compare_paired(
             shared.before, shared.after, shared.target, seed=_SEED, groups_N=shared.groups
         )
-    limits = [
-        run.card.get("thresholds") or [DEFAULT_THRESHOLD] * len(run.classes)
-        for run in (first, second)
-    ]
     return compare_paired_labels(
         shared.before,
         shared.after,
         shared.target > 0,
-        thresholds=(limits[0], [limits[1][index] for index in shared.order]),
+        thresholds=get_thresholds(first, second, shared),
         seed=_SEED,
         groups_N=shared.groups,
     )

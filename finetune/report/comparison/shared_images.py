@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from finetune.evaluation.multi_label.label_metrics import DEFAULT_THRESHOLD
 from finetune.report.run_facts import RunFacts, SplitPredictions
 
 HELD_OUT = ("test", "val")
@@ -81,6 +82,17 @@ def match_images(first: RunFacts, second: RunFacts, split: str) -> SharedImages 
         len(pairs) - len(same),
         order,
     )
+
+
+def get_thresholds(
+    first: RunFacts, second: RunFacts, shared: SharedImages
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the thresholds of the labels of two runs, in the order of the first, shape (K,)."""
+    one, other = (
+        np.asarray(run.card.get("thresholds") or [DEFAULT_THRESHOLD] * len(run.classes))
+        for run in (first, second)
+    )
+    return one, other[list(shared.order)]
 
 
 def _pair_rows(one: SplitPredictions, other: SplitPredictions) -> list[tuple[int, int]]:

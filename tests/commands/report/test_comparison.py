@@ -13,12 +13,13 @@ from finetune.commands.fit.fit import FitResult
 from finetune.commands.report.report import check_same_classes, report
 from finetune.errors import ConfigError
 from finetune.report.comparison.changed_section import build_changed
+from finetune.report.comparison.comparison_page import render_comparison
 from finetune.report.comparison.paired_section import build_paired
 from finetune.report.comparison.runs_section import build_differences, label_runs
 from finetune.report.comparison.shared_images import match_images
 from finetune.report.run_facts import RunFacts, SplitPredictions
 from tests.support.helpers import ROOT
-from tests.support.reports import draw_probabilities
+from tests.support.reports import build_predictions, draw_probabilities
 
 CLASSES = ("ant", "bee", "cow")
 TARGET = np.arange(30) % 3
@@ -181,4 +182,41 @@ def test_runs_on_multi_label_images_are_tested_with_labels_in_any_order() -> Non
     assert test.rows[0].verdict == "better"
     assert test.images.startswith("On 30 validation images")
     assert "b alone is right" in test.changes
-    assert build_changed(runs) is None
+    changed = build_changed(runs)
+    assert changed is not None
+    [listed] = changed.lists
+    first, second = (run.predictions["val"] for run in runs)
+    after = second.probabilities[:, [1, 2, 0]]  # in the order of the first run
+    is_changed = (first.probabilities >= 0.5) != (after >= 0.5)
+    expected = {first.paths[row] for row in np.flatnonzero(is_changed.any(axis=1))}
+    assert listed.num_changed == len(expected) > 5
+    assert set(changed.paths) == expected
+    page = render_comparison(runs, version="1")
+    assert f"{len(expected)} of 30 predictions differ in a label or more." in page
+    assert "True labels" in page
+
+
+def test_changed_labels_of_an_image_are_named_by_the_thresholds_of_each_run() -> None:
+    target = np.array([[1, 0, 1], [0, 0, 0], [1, 1, 0], [0, 1, 0]])
+    tables = (
+        [[0.9, 0.3, 0.2], [0.1, 0.1, 0.1], [0.9, 0.9, 0.1], [0.6, 0.1, 0.1]],
+        [[0.9, 0.3, 0.6], [0.1, 0.1, 0.4], [0.2, 0.9, 0.1], [0.1, 0.1, 0.9]],
+    )
+    runs = [
+        RunFacts(
+            name=name, path=name, classes=CLASSES, card={"thresholds": [0.5, 0.5, limit]},
+            predictions={"test": build_predictions(target, table)},
+        )
+        for name, table, limit in zip("ab", tables, (0.5, 0.35), strict=True)
+    ]  # fmt: skip
+    changed = build_changed(runs)
+    assert changed is not None
+    images = changed.lists[0].images
+    found = {one.path: (one.label, one.before, one.after, one.kind) for one in images}
+    assert found == {
+        "3.png": ("bee", "ant (60%)", "cow (90%)", "as many wrong: cow added; ant dropped"),
+        "2.png": ("ant, bee", "ant (90%), bee (90%)", "bee (90%)", "now wrong: ant dropped"),
+        "0.png": ("ant, cow", "ant (90%)", "ant (90%), cow (60%)", "now right: cow added"),
+        "1.png": ("none", "none", "cow (40%)", "now wrong: cow added"),
+    }
+    assert list(found) == ["3.png", "2.png", "0.png", "1.png"], "the largest change first"

@@ -28,6 +28,8 @@ tables or of arrays.
 The expressions are found in what finetune writes into them, and not in files of users that have
 the same names.
 """
+
+_OUTPUT_NAMES = frozenset(name for files in _OUTPUT_FILES for name in files)
 _MAX_BYTES_TO_CHECK = 65_536
 
 
@@ -81,15 +83,16 @@ def walk_files(folder: Path, *, outputs: list[Path] | None = None) -> Iterator[P
             folders.clear()
             continue
         visited.add(real)
-        names = set(files)
-        is_marked = any(output.keys() <= names for output in _OUTPUT_FILES)
+        marks = _OUTPUT_NAMES.intersection(files)  # a set of all names may be large
+        is_marked = any(output.keys() <= marks for output in _OUTPUT_FILES)
         if is_marked and Path(current) != folder and is_output_folder(Path(current)):
             folders.clear()
             if outputs is not None:
                 outputs.append(Path(current))
             continue
         folders[:] = sorted(name for name in folders if not _is_ignored(name))
-        for name in sorted(files):
+        files.sort()
+        for name in files:
             yield Path(current, name)
 
 

@@ -73,6 +73,33 @@ def get_val_score(evidence: RunEvidence, row: EpochRow) -> Score | None:
     return Score(value, _count_trials(counts, data.num_val), is_average_precision=True)
 
 
+def get_final_score(evidence: RunEvidence) -> Score | None:
+    """Return the score of the final model on the validation images; None if it is unknown."""
+    validation = evidence.validation
+    if validation is None or not validation.num_images:
+        return None
+    if validation.num_correct is not None:
+        return Score(validation.num_correct / validation.num_images, validation.num_images)
+    value = validation.metrics.get(_AVERAGE_PRECISION)
+    if value is None:
+        return None
+    counts = [label.support for label in validation.classes]
+    count = _count_trials(counts, validation.num_images)
+    return Score(value, count, is_average_precision=True)
+
+
+def compute_val_chance(evidence: RunEvidence) -> float:
+    """Return the score of a random order of the validation images; 0 of images of one class.
+
+    As ``compute_chance`` has it of the training images.
+    """
+    data, validation = evidence.data, evidence.validation
+    if not data.is_multi_label or validation is None:
+        return 0.0
+    present = [label.support for label in validation.classes if label.support]
+    return sum(present) / max(1, validation.num_images) / max(1, len(present))
+
+
 def compute_chance(evidence: RunEvidence) -> float:
     """Return the score of guessing: of the most frequent class, or of a random order of images.
 

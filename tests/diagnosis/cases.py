@@ -91,6 +91,8 @@ FIRING: dict[str, list[RunEvidence]] = {
     "easier_validation": [
         create_accuracies(0.95, 0.97, train=0.8),
         create_accuracies(0.8, 0.8, train=0.6, num_val=300),
+        create_label_scores(0.7, 0.95),
+        create_label_scores(0.4, 0.95, val_support=100),
     ],
     "label_errors": [
         create_noise(0.05, 6.7),
@@ -185,6 +187,9 @@ SILENT: dict[str, list[RunEvidence]] = {
     "easier_validation": [
         create_accuracies(0.9, 0.9, train=0.88),
         create_accuracies(0.95, 0.97, train=0.8, num_val=20),
+        create_label_scores(0.85, 0.9),
+        create_label_scores(0.7, 0.95, num_images=16),
+        create_label_scores(0.7, 0.95, val_support=100),  # ranking frequent labels is easier
     ],
     "label_errors": [
         create_label_scores(0.95, 0.9, gain=3.0),

@@ -257,6 +257,7 @@ def create_label_scores(
     *,
     num_images: int = 200,
     gain: float = 0.0,
+    val_support: int | None = None,
     **changes: Any,
 ) -> RunEvidence:
     """Create a run on images with three labels, whose mean average precisions are given.
@@ -266,6 +267,7 @@ def create_label_scores(
         val: That of the validation images.
         num_images: Number of both.
         gain: Gain in log likelihood by wrong values of the first label.
+        val_support: Validation images with each label; None for a quarter, as in training.
         changes: Rows of further settings of the run.
     """
     scores = {"loss": 0.3, "mean_average_precision": train}
@@ -284,13 +286,14 @@ def create_label_scores(
         for one in (0.0, gain)
     )
     support = num_images // 4
+    val_support = support if val_support is None else val_support
     labels = tuple(
         ClassRow(
             name=name,
             train_images=support,
-            support=support,
-            num_predicted=support,
-            num_correct=round(val * support),
+            support=val_support,
+            num_predicted=val_support,
+            num_correct=round(val * val_support),
             average_precision=val,
             noise=wrong if name == "red" else right,
         )

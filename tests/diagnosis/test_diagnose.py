@@ -10,7 +10,7 @@ from finetune.diagnosis.diagnose import ACCUSATIONS, RULES, diagnose, diagnose_f
 from finetune.diagnosis.evidence import Curves, EpochRow, RunEvidence
 from finetune.diagnosis.finding import SEVERITIES
 from tests.diagnosis.cases import FIRING, SILENT
-from tests.diagnosis.made_faults import create_divergence
+from tests.diagnosis.made_faults import create_divergence, create_label_scores
 from tests.diagnosis.made_runs import SETTINGS, create_good_run
 
 _RULE_OF = {rule.name: rule for rule in RULES}
@@ -159,6 +159,30 @@ def test_multi_label_run_is_judged_by_images_that_are_right_in_all_labels() -> N
     assert good.numbers["mean_average_precision"] == 0.9
     fallen = diagnose(to_multi_label(FIRING["fall_from_probe"][0]))
     assert [finding.rule for finding in fallen] == ["fall_from_probe"]
+
+
+def test_option_of_an_easier_validation_applies_to_multi_label_images() -> None:
+    finding = _RULE_OF["easier_validation"].find(create_label_scores(0.7, 0.95))
+    assert finding is not None
+    assert finding.option == "data.split_seed=1"
+    assert finding.sentence.startswith(
+        "The mean average precision of 200 validation images is 95.0%, but that of 200 training "
+        "images that are measured alike only 70.0%: at least "
+    )
+    assert finding.numbers["val_mean_average_precision"] == 0.95
+
+
+@pytest.mark.parametrize(
+    ("num_leaked", "severity"), [(1, "info"), (15, "warning"), (90, "problem")]
+)
+def test_leaks_of_multi_label_images_are_judged_by_the_interval(
+    num_leaked: int, severity: str
+) -> None:
+    run = create_label_scores(0.95, 0.9)
+    finding = _RULE_OF["leaks"].find(replace(run, data=replace(run.data, num_leaked=num_leaked)))
+    assert finding is not None
+    assert finding.severity == severity
+    assert "the mean average precision is too high." in finding.sentence
 
 
 def test_fault_of_most_folds_is_one_of_the_cross_validation() -> None:

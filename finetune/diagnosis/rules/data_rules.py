@@ -6,6 +6,13 @@ from finetune.diagnosis.certainty import CONFIDENCE, compute_difference_interval
 from finetune.diagnosis.evidence import LabelError, RunEvidence, ValidationEvidence
 from finetune.diagnosis.finding import Finding, Severity
 from finetune.diagnosis.rules.label_noise_rule import find_noisy_labels
+from finetune.diagnosis.scores import (
+    compute_chance,
+    compute_val_chance,
+    get_final_score,
+    get_train_score,
+    get_val_score,
+)
 from finetune.evaluation.significance import compute_wilson_interval
 from finetune.units import format_count, format_percent
 
@@ -76,15 +83,21 @@ def find_leaks(evidence: RunEvidence) -> Finding | None:
     if not data.num_leaked or not data.num_val:
         return None
     fraction = data.num_leaked / data.num_val
-    width = 0.0
-    if validation is not None and validation.num_correct is not None:
-        low, high = compute_wilson_interval(validation.num_correct, validation.num_images)
+    width, score = 0.0, get_final_score(evidence)
+    if score is not None:
+        low, high = compute_wilson_interval(score.num_correct, score.count)
         width = high - low
-    # leaked images change the accuracy by at most their fraction
+    # leaked images change the accuracy by at most their fraction, and an average precision by about
+    # as much
     severity: Severity = (
         "problem" if fraction > width else "warning" if fraction > width / 2 else "info"
     )
     without = None if validation is None else validation.accuracy_without_leaks
+    inflated = (
+        "the mean average precision is too high"
+        if data.is_multi_label
+        else "the accuracy is too high by up to as much"
+    )
     effect = "" if without is None else f" Without them, accuracy is {format_percent(without)}."
     return Finding(
         rule="leaks",
@@ -93,7 +106,7 @@ def find_leaks(evidence: RunEvidence) -> Finding | None:
         sentence=(
             f"{data.num_leaked:,} of {format_count(data.num_val, 'validation image')} "
             f"({format_percent(fraction)}) have a duplicate in the training images, such as "
-            f"{data.leaked_example}: the accuracy is too high by up to as much.{effect}"
+            f"{data.leaked_example}: {inflated}.{effect}"
         ),
         numbers={
             "leaked_images": data.num_leaked,
@@ -109,39 +122,42 @@ def find_leaks(evidence: RunEvidence) -> Finding | None:
 def find_easier_validation(evidence: RunEvidence) -> Finding | None:
     """Find validation images that are easier than the training images without a known leak."""
     row, data = evidence.curves.best_row, evidence.data
-    if row is None or not data.num_val or not data.num_train_eval:
+    if row is None:
         return None
-    if "accuracy" not in row.val or "accuracy" not in row.train_eval:
+    val, train = get_val_score(evidence, row), get_train_score(evidence, row)
+    if val is None or train is None:
         return None
-    val, train = row.val["accuracy"], row.train_eval["accuracy"]
-    low = compute_difference_interval(
-        round(val * data.num_val),
-        data.num_val,
-        round(train * data.num_train_eval),
-        data.num_train_eval,
-    )[0]
+    low = compute_difference_interval(val.num_correct, val.count, train.num_correct, train.count)[0]
+    # labels that more of the validation images have are easier to rank there
+    low -= max(0.0, compute_val_chance(evidence) - compute_chance(evidence))
     if low <= 0:
         return None
+    images = format_count(data.num_val, "validation image")
+    sample = f"{format_count(data.num_train_eval, 'training image')} that are measured alike"
+    compared = (
+        f"that of {sample} only {format_percent(train.value)}"
+        if val.is_average_precision
+        else f"only {format_percent(train.value)} of {sample}"
+    )
     return Finding(
         rule="easier_validation",
         severity="warning",
         title="Validation is easier than training",
         sentence=(
-            f"{format_percent(val)} of {format_count(data.num_val, 'validation image')} are "
-            f"correct, but only {format_percent(train)} of "
-            f"{format_count(data.num_train_eval, 'training image')} that are measured alike: at "
-            f"least {format_percent(low)} more ({CONFIDENCE:.0%} confidence). The splits differ: "
-            f"wrong labels in training, duplicates that were not found, or easier photos."
+            f"{val.describe(images)}, but {compared}: at least {format_percent(low)} more "
+            f"({CONFIDENCE:.0%} confidence). The splits differ: wrong labels in training, "
+            f"duplicates that were not found, or easier photos."
         ),
         numbers={
-            "val_accuracy": val,
-            "train_accuracy": train,
+            f"val_{val.name}": val.value,
+            f"train_{train.name}": train.value,
             "difference_lower_end": low,
             "validation_images": data.num_val,
             "training_images": data.num_train_eval,
         },
         remedy="See whether it is so for other divisions of the images, too:",
-        option="cross_validation.num_folds=5",
+        # folds are stratified by one class of each image
+        option="data.split_seed=1" if data.is_multi_label else "cross_validation.num_folds=5",
     )
 
 

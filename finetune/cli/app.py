@@ -26,6 +26,7 @@ from finetune.cli.render.output import (
 from finetune.cli.report import report
 from finetune.cli.submit import CONTEXT_SETTINGS, submit
 from finetune.cli.tune import tune
+from finetune.system.garbage_collection import import_without_collection
 
 app = typer.Typer(
     name="finetune",
@@ -83,7 +84,8 @@ def config(as_json: Json = False) -> None:
 @app.command(name="join-run", hidden=True)
 def join_run(run: Path) -> None:
     """Join a run as an additional local process."""
-    from finetune.commands.fit.fit import join
+    with import_without_collection():
+        from finetune.commands.fit.fit import join
 
     with exit_on_stop_request():
         join(run)

@@ -10,6 +10,7 @@ from finetune.cli.fit import build_run_config, split_args
 from finetune.cli.options.config_flags import collect_flags
 from finetune.cli.render.output import build_console_reporter, exit_on_stop_request, print_json
 from finetune.distributed.launch import detect_launch
+from finetune.system.garbage_collection import import_without_collection
 from finetune.units import format_count
 
 if TYPE_CHECKING:
@@ -73,7 +74,8 @@ def compare(
         check_compare(config, names, weights=weights, csv=csv)
         is_printed_only = csv is None and not as_json
         reporter = build_console_reporter(json_output=as_json, ends_with_reader=is_printed_only)
-        from finetune.commands.compare.compare import compare as command
+        with import_without_collection():
+            from finetune.commands.compare.compare import compare as command
 
         result = command(config, names, weights=weights, csv=csv, reporter=reporter)
     tree = result.to_json()

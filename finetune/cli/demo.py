@@ -10,6 +10,7 @@ import typer
 from finetune.cli.fit import split_args
 from finetune.cli.render.output import build_console_reporter, exit_on_stop_request, show_result
 from finetune.errors import ConfigError
+from finetune.system.garbage_collection import import_without_collection
 from finetune.units import format_duration, format_percent
 
 if TYPE_CHECKING:
@@ -74,7 +75,8 @@ def demo(
             if value:
                 raise ConfigError(f"{name} needs --data FOLDER, the images of the experiment.")
         reporter = build_console_reporter(json_output=as_json)
-        from finetune.commands.demo.demo import demo as command
+        with import_without_collection():
+            from finetune.commands.demo.demo import demo as command
 
         result = command(output, reporter=reporter)
         show_result(reporter, result.to_json(), lambda tree: _show_demo(reporter, tree))

@@ -20,6 +20,7 @@ from finetune.exporters.export_formats import (
     get_format,
     resolve_max_drop,
 )
+from finetune.system.garbage_collection import import_without_collection
 from finetune.units import format_count, format_scientific
 
 if TYPE_CHECKING:
@@ -85,7 +86,8 @@ def export(
     check_options(get_format(format_name), ExportOptions(include_preprocessing, precision, opset))
     resolve_max_drop(max_drop, precision)
     reporter = build_console_reporter(json_output=as_json)
-    from finetune.commands.export.export import export as command
+    with import_without_collection():
+        from finetune.commands.export.export import export as command
 
     result = command(
         models,

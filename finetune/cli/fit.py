@@ -16,6 +16,7 @@ from finetune.cli.options.option_checks import (
 from finetune.cli.render.output import build_console_reporter, exit_on_stop_request, show_result
 from finetune.distributed.launch import detect_launch, is_nonzero_rank
 from finetune.errors import CHECK_FAILED_EXIT_CODE, ConfigError
+from finetune.system.garbage_collection import import_without_collection
 from finetune.types import Reporter
 
 if TYPE_CHECKING:
@@ -221,7 +222,8 @@ def _run_fit(
     if check:
         _run_check(config, reporter)
         return
-    from finetune.commands.fit import fit as command
+    with import_without_collection():
+        from finetune.commands.fit import fit as command
 
     changes = {"assignments": assignments, "flags": flags}
     if dry_run:
@@ -244,7 +246,8 @@ def _run_fit(
 
 def _run_lr_find(config: "Config", reporter: "ConsoleReporter") -> None:
     from finetune.cli.render.lr_curve import show_lr_test
-    from finetune.commands.fit.lr_find import find_learning_rate
+    with import_without_collection():
+        from finetune.commands.fit.lr_find import find_learning_rate
 
     result = find_learning_rate(config, reporter=reporter)
     show_result(reporter, result.to_json(), lambda tree: show_lr_test(reporter, tree))
@@ -252,7 +255,8 @@ def _run_lr_find(config: "Config", reporter: "ConsoleReporter") -> None:
 
 def _run_check(config: "Config", reporter: "ConsoleReporter") -> None:
     from finetune.cli.render.findings.check_lines import show_check
-    from finetune.commands.fit.check.overfit_check import check_learning
+    with import_without_collection():
+        from finetune.commands.fit.check.overfit_check import check_learning
 
     result = check_learning(config, reporter=reporter)
     show_result(reporter, result.to_json(), lambda tree: show_check(reporter, tree))

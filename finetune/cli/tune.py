@@ -10,6 +10,7 @@ from finetune.cli.options.config_flags import collect_flags
 from finetune.cli.render.output import build_console_reporter, exit_on_stop_request, show_result
 from finetune.distributed.launch import detect_launch
 from finetune.errors import ConfigError
+from finetune.system.garbage_collection import import_without_collection
 from finetune.units import parse_duration
 
 if TYPE_CHECKING:
@@ -152,8 +153,9 @@ def _start(
 ) -> None:
     reporter = build_console_reporter(json_output=as_json)
     from finetune.cli.render.tune_table import show_study_plan, show_tune_result
-    from finetune.commands.tune.tune import TuneOptions, plan_tune
-    from finetune.commands.tune.tune import tune as command
+    with import_without_collection():
+        from finetune.commands.tune.tune import TuneOptions, plan_tune
+        from finetune.commands.tune.tune import tune as command
 
     options = TuneOptions(trials, seconds, jobs, space, extends)
     if dry_run:
@@ -177,7 +179,8 @@ def _resume(
 ) -> None:
     reporter = build_console_reporter(json_output=as_json)
     from finetune.cli.render.tune_table import show_tune_result
-    from finetune.commands.tune.tune import TuneOptions, resume_tune, run_worker
+    with import_without_collection():
+        from finetune.commands.tune.tune import TuneOptions, resume_tune, run_worker
 
     options = TuneOptions(trials, seconds, jobs)
     if worker is not None:

@@ -24,6 +24,7 @@ from finetune.data.scan import check_path
 from finetune.errors import ConfigError
 from finetune.evaluation.rejection.reject_options import parse_reject
 from finetune.inference.tta import parse_tta
+from finetune.system.garbage_collection import import_without_collection
 from finetune.types import Split
 
 
@@ -59,7 +60,8 @@ def evaluate(
         check_path(data)
     views, rules = parse_tta(tta), parse_reject(reject)
     reporter = build_console_reporter(json_output=as_json)
-    from finetune.commands.evaluate import evaluate as command
+    with import_without_collection():
+        from finetune.commands.evaluate import evaluate as command
 
     result = command(
         models,

@@ -32,6 +32,7 @@ from finetune.errors import ConfigError
 from finetune.evaluation.rejection.reject_options import parse_reject
 from finetune.inference.tta import describe_tta, parse_tta
 from finetune.system import output_streams
+from finetune.system.garbage_collection import import_without_collection
 from finetune.types import Tta
 from finetune.units import format_count, format_scientific
 
@@ -122,7 +123,8 @@ def predict(
     check_models(models, prior)
     views, rules = parse_tta(tta), parse_reject(reject)
     reporter = build_console_reporter(json_output=as_json or (output is None and shards is None))
-    from finetune.commands.predict import predicted_files
+    with import_without_collection():
+        from finetune.commands.predict import predicted_files
     from finetune.commands.predict.predict_options import PredictOptions
 
     options = PredictOptions(

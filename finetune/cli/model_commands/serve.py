@@ -25,6 +25,7 @@ from finetune.errors import ConfigError
 from finetune.inference.tta import parse_tta
 from finetune.server.intake import limits as server_limits
 from finetune.server.intake.limits import ServerLimits
+from finetune.system.garbage_collection import import_without_collection
 
 _RUNTIMES = ("auto", "onnx", "torch")
 _TOKEN_VARIABLE = "FINETUNE_TOKEN"
@@ -111,8 +112,9 @@ def serve(
     given = token if token is not None else os.environ.get(_TOKEN_VARIABLE) or None
     with exit_on_stop_request():
         reporter = build_console_reporter()
-        from finetune.commands.serve.serve import ServerAddress
-        from finetune.commands.serve.serve import serve as command
+        with import_without_collection():
+            from finetune.commands.serve.serve import ServerAddress
+            from finetune.commands.serve.serve import serve as command
 
         def announce(url: str) -> None:
             suffix = "" if given is None else " (the page asks for the token)"

@@ -246,6 +246,7 @@ def _run_fit(
 
 def _run_lr_find(config: "Config", reporter: "ConsoleReporter") -> None:
     from finetune.cli.render.lr_curve import show_lr_test
+
     with import_without_collection():
         from finetune.commands.fit.lr_find import find_learning_rate
 
@@ -255,6 +256,7 @@ def _run_lr_find(config: "Config", reporter: "ConsoleReporter") -> None:
 
 def _run_check(config: "Config", reporter: "ConsoleReporter") -> None:
     from finetune.cli.render.findings.check_lines import show_check
+
     with import_without_collection():
         from finetune.commands.fit.check.overfit_check import check_learning
 

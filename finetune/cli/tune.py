@@ -153,6 +153,7 @@ def _start(
 ) -> None:
     reporter = build_console_reporter(json_output=as_json)
     from finetune.cli.render.tune_table import show_study_plan, show_tune_result
+
     with import_without_collection():
         from finetune.commands.tune.tune import TuneOptions, plan_tune
         from finetune.commands.tune.tune import tune as command
@@ -179,6 +180,7 @@ def _resume(
 ) -> None:
     reporter = build_console_reporter(json_output=as_json)
     from finetune.cli.render.tune_table import show_tune_result
+
     with import_without_collection():
         from finetune.commands.tune.tune import TuneOptions, resume_tune, run_worker
 

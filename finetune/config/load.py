@@ -14,7 +14,6 @@ from finetune.config.schema import Config
 from finetune.config.section import describe_invalid_value, parse_text
 from finetune.errors import ConfigError
 from finetune.lookup import suggest_name
-from finetune.units import format_yaml_value
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
@@ -304,9 +303,6 @@ def _describe_error(key: str, errors: list[ErrorDetails]) -> str:
     kinds = {error["type"] for error in errors}
     if "extra_forbidden" in kinds:
         return f"unknown key.{_suggest_key(key)}"
-    if "model_type" in kinds:
-        found = format_yaml_value(errors[0]["input"])
-        return f"found {found}, expected a section with keys of its own"
     return describe_invalid_value(errors)
 
 

@@ -68,6 +68,7 @@ def parse_text(text: str, *, is_optional: bool) -> str | None:
 
 
 _EXPECTED_BY_TYPE = {
+    "model_type": "a section with keys of its own",
     "dict_type": "names and values, as {name: value}",
     "bool_type": "true or false",
     "bool_parsing": "true or false",

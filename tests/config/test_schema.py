@@ -122,19 +122,19 @@ def test_config_invalid_value_raises_config_error_with_expected_values(
     assert lines[1].endswith("(command line)")
 
 
-def test_no_message_of_a_wrong_type_speaks_of_python() -> None:
+def test_config_message_of_a_wrong_type_never_speaks_of_python() -> None:
     wrong: tuple[Any, ...] = ("text", 512, True, None, [None, True], {"a": None}, {1: 2}, 10**30)
     keys = [*(key for key, _ in iterate_fields()), *Config.model_fields]
     words = re.compile(r"None|True|False|Input|Keys|should|string|tuple|dict|instance|parse")
-    num_errors = 0
+    messages = []
     for key in keys:
         for value in wrong:
             try:
                 build_config({}, assignments={key: value})
             except ConfigError as error:
-                num_errors += 1
-                assert words.search(str(error)) is None, str(error)
-    assert num_errors > 4 * len(keys), "most values are of a wrong type for most keys"
+                messages.append(str(error))
+    assert len(messages) > 4 * len(keys), "most values are of a wrong type for most keys"
+    assert [message for message in messages if words.search(message)] == []
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -117,6 +117,16 @@ class StudyFolder:
     def resume_command(self) -> str:
         """Command line that continues the study, quoted for a shell."""
         return shlex.join(["finetune", "tune", "--resume", str(self.path)])
+
+    @contextmanager
+    def suggest_resume(self, reporter: Reporter) -> Iterator[None]:
+        """Show the command that continues the study if the block is interrupted."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            reporter.finish()
+            reporter.note(f"Stopped. Continue with: {self.resume_command}")
+            raise
 
     def get_trial_dir(self, number: int) -> Path:
         """Return the run folder of a trial."""

@@ -1,8 +1,8 @@
 """Search for settings that train a better model than the defaults, and what they gain."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -100,7 +100,7 @@ def tune(
             space=plan.space,
         )
         session = _Session(study, plan.settings, plan.config, plan.data, start)
-        with _suggest_resume(study, reporter):
+        with study.suggest_resume(reporter):
             return _run_and_report(session, options, reporter)
 
 
@@ -148,7 +148,7 @@ def resume_tune(
         settings = session.study.keep_started_trials(session.settings, reporter)
         session = replace(session, settings=settings)
         session.study.write_settings(settings)
-        with _suggest_resume(session.study, reporter):
+        with session.study.suggest_resume(reporter):
             return _run_and_report(session, options, reporter)
 
 
@@ -167,7 +167,7 @@ def run_worker(path: StrPath, options: TuneOptions, *, reporter: Reporter) -> No
     with signals.allow_interrupts():
         session = _open_session(Path(path), options, reporter)
         study = session.study
-        with _suggest_resume(study, reporter), closing(study.open_queue(session.settings)) as queue:
+        with study.suggest_resume(reporter), closing(study.open_queue(session.settings)) as queue:
             _run(session, queue, options, reporter)
 
 
@@ -259,17 +259,6 @@ def _run(session: _Session, queue: TrialQueue, options: TuneOptions, reporter: R
             log=log,
             reporter=reporter,
         )
-
-
-@contextmanager
-def _suggest_resume(study: StudyFolder, reporter: Reporter) -> Iterator[None]:
-    """Show the command that continues a study if the block is interrupted."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        reporter.finish()
-        reporter.note(f"Stopped. Continue with: {study.resume_command}")
-        raise
 
 
 def _report(session: _Session, queue: TrialQueue, reporter: Reporter) -> TuneResult:

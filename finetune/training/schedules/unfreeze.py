@@ -109,8 +109,8 @@ def resolve_depth(depth: Depth, num_groups: int) -> int:
     """
     if isinstance(depth, bool) or not isinstance(depth, int | float) or depth <= 0:
         raise ConfigError(
-            f"unfreeze.params: depth {format_yaml_value(depth)} is neither a number of layer groups nor "
-            f"a fraction in (0, 1]."
+            f"unfreeze.params: depth {format_yaml_value(depth)} is neither a number of layer "
+            f"groups nor a fraction in (0, 1]."
         )
     if isinstance(depth, int):
         return min(depth, num_groups)

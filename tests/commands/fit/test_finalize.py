@@ -148,7 +148,7 @@ def test_choices_of_validation_images_are_on_the_card_in_evaluate_and_in_the_rep
         ({"trainer__epochs": 2}, ("the epoch",)),
     ],
 )
-def test_what_validation_images_could_not_choose_is_not_named(
+def test_choices_that_validation_images_could_not_make_are_not_named(
     settings: dict[str, Any], expected: tuple[str, ...], photos: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "run"

@@ -11,7 +11,7 @@ from finetune.bundle.rejection.rejection_statistics import load_rejection_statis
 from finetune.commands.ensembles.weighting import check_weighting
 from finetune.commands.predict.prediction_row import Column, RowFormat
 from finetune.commands.prior_checks import check_prior_applies
-from finetune.errors import ConfigError
+from finetune.errors import ConfigError, ModelError
 from finetune.evaluation.rejection.reject_options import RejectOptions, check_reject_options
 from finetune.inference.label_predictions import check_top_k
 from finetune.inference.rejection.rejector import Rejector
@@ -76,6 +76,7 @@ def check_options(options: PredictOptions, *, num_models: int) -> None:
 
     Raises:
         ConfigError: A value is out of its range, or two of them contradict each other.
+        ModelError: Answers of several models are to be rejected.
     """
     check_weighting(options.weights, num_models=num_models)
     temperature = options.temperature
@@ -93,9 +94,9 @@ def check_options(options: PredictOptions, *, num_models: int) -> None:
         others={"--temperature": temperature, "--prior": options.prior},
     )
     if num_models > 1:
-        raise ConfigError(
-            f"--reject {options.reject} needs the features of one network, and these are "
-            f"{num_models} models. Name one of them."
+        raise ModelError(
+            f"--reject {options.reject} needs the features of one network, and this is the mean "
+            f"of {num_models} models. Name one of them."
         )
 
 
@@ -152,6 +153,7 @@ def check_stored_models(options: PredictOptions, models: Sequence[Path]) -> None
 
     Raises:
         ConfigError: A setting cannot apply to a model, or two columns have one name.
+        ModelError: Answers of several models are to be rejected.
         RunFolderError: A model is damaged, or has no statistics for ``--reject``.
     """
     check_options(options, num_models=len(models))

@@ -41,6 +41,16 @@ def suggest_regularization(evidence: RunEvidence) -> str:
     return ""
 
 
+def suggest_division(evidence: RunEvidence) -> str:
+    """Return the option that divides the images anew; empty for a cross-validation and its folds.
+
+    Folds are stratified by one class of each image, and refuse several labels.
+    """
+    if evidence.settings.get("cross_validation.num_folds") is not None:
+        return ""
+    return "data.split_seed=1" if evidence.data.is_multi_label else "cross_validation.num_folds=5"
+
+
 def suggest_balance(evidence: RunEvidence) -> str:
     """Return the option that gives rare classes more weight; empty if the run has one already."""
     if evidence.settings.get("imbalance.strategy") not in (None, "auto", "none"):

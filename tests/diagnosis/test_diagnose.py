@@ -185,6 +185,17 @@ def test_leaks_of_multi_label_images_are_judged_by_the_interval(
     assert "the mean average precision is too high." in finding.sentence
 
 
+@pytest.mark.parametrize("name", ["small_validation", "easier_validation"])
+def test_folds_are_not_told_to_cross_validate(name: str) -> None:
+    run = FIRING[name][0]
+    fold = replace(run, settings={**run.settings, "cross_validation.num_folds": 5})
+    before, after = (_RULE_OF[name].find(one) for one in (run, fold))
+    assert before is not None
+    assert after is not None
+    assert (before.option, after.option) == ("cross_validation.num_folds=5", "")
+    assert after.remedy.endswith(".")
+
+
 def test_fault_of_most_folds_is_one_of_the_cross_validation() -> None:
     good, fallen = create_good_run(), FIRING["fall_from_probe"][0]
     whole = replace(good, curves=Curves())

@@ -13,6 +13,7 @@ from finetune.diagnosis.scores import (
     get_train_score,
     get_val_score,
 )
+from finetune.diagnosis.suggestions import suggest_division
 from finetune.evaluation.significance import compute_wilson_interval
 from finetune.units import format_count, format_percent
 
@@ -55,7 +56,7 @@ def find_small_validation(evidence: RunEvidence) -> Finding | None:
     low, high = compute_wilson_interval(validation.num_correct, total)
     if high - low <= MAX_INTERVAL:
         return None
-    accuracy = validation.num_correct / total
+    accuracy, option = validation.num_correct / total, suggest_division(evidence)
     return Finding(
         rule="small_validation",
         severity="warning",
@@ -72,8 +73,10 @@ def find_small_validation(evidence: RunEvidence) -> Finding | None:
             "interval_low": low,
             "interval_high": high,
         },
-        remedy="Let each image be validated once by a cross-validation:",
-        option="cross_validation.num_folds=5",
+        remedy="Let each image be validated once by a cross-validation:"
+        if option
+        else "All folds together have more validation images, and only more images are enough.",
+        option=option,
     )
 
 
@@ -132,7 +135,7 @@ def find_easier_validation(evidence: RunEvidence) -> Finding | None:
     low -= max(0.0, compute_val_chance(evidence) - compute_chance(evidence))
     if low <= 0:
         return None
-    images = format_count(data.num_val, "validation image")
+    images, option = format_count(data.num_val, "validation image"), suggest_division(evidence)
     sample = f"{format_count(data.num_train_eval, 'training image')} that are measured alike"
     compared = (
         f"that of {sample} only {format_percent(train.value)}"
@@ -155,9 +158,10 @@ def find_easier_validation(evidence: RunEvidence) -> Finding | None:
             "validation_images": data.num_val,
             "training_images": data.num_train_eval,
         },
-        remedy="See whether it is so for other divisions of the images, too:",
-        # folds are stratified by one class of each image
-        option="data.split_seed=1" if data.is_multi_label else "cross_validation.num_folds=5",
+        remedy="See whether it is so for other divisions of the images, too:"
+        if option
+        else "See whether it is so in the other folds, too.",
+        option=option,
     )
 
 

@@ -139,7 +139,7 @@ def _list_label_changes(
 ) -> ChangedList:
     """Return the images of which any label is predicted by one run only."""
     thumbnails = {} if first.photos is None else first.photos.thumbnails
-    limits = get_thresholds(first, second, shared)
+    limits = [np.asarray(values) for values in get_thresholds(first, second, shared)]
     is_true = shared.target > 0
     before, after = shared.before >= limits[0], shared.after >= limits[1]
     is_changed = before != after

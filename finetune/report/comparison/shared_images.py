@@ -86,13 +86,13 @@ def match_images(first: RunFacts, second: RunFacts, split: str) -> SharedImages 
 
 def get_thresholds(
     first: RunFacts, second: RunFacts, shared: SharedImages
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the thresholds of the labels of two runs, in the order of the first, shape (K,)."""
+) -> tuple[list[float], list[float]]:
+    """Return the thresholds of the labels of two runs, in the order of the first, K of each."""
     one, other = (
-        np.asarray(run.card.get("thresholds") or [DEFAULT_THRESHOLD] * len(run.classes))
+        list(run.card.get("thresholds") or [DEFAULT_THRESHOLD] * len(run.classes))
         for run in (first, second)
     )
-    return one, other[list(shared.order)]
+    return one, [other[index] for index in shared.order]
 
 
 def _pair_rows(one: SplitPredictions, other: SplitPredictions) -> list[tuple[int, int]]:

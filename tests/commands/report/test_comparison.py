@@ -188,7 +188,7 @@ def test_runs_on_multi_label_images_are_tested_with_labels_in_any_order() -> Non
     first, second = (run.predictions["val"] for run in runs)
     after = second.probabilities[:, [1, 2, 0]]  # in the order of the first run
     is_changed = (first.probabilities >= 0.5) != (after >= 0.5)
-    expected = {first.paths[row] for row in np.flatnonzero(is_changed.any(axis=1))}
+    expected = {first.paths[row] for row in np.flatnonzero(is_changed.any(axis=1)).tolist()}
     assert listed.num_changed == len(expected) > 5
     assert set(changed.paths) == expected
     page = render_comparison(runs, version="1")

@@ -121,6 +121,7 @@ print(json.dumps([label_names, config, with_finetune, before, after]))
 """
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize(
     ("backbone", "registration"),
     [
@@ -170,6 +171,7 @@ print(json.dumps([result.to_json()["metrics"], *counts]))
 """
 
 
+@pytest.mark.runs
 def test_bundle_is_usable_without_lightning_and_run_folder(
     trained: FitResult, insects: Path, tmp_path: Path
 ) -> None:

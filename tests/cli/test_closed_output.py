@@ -24,7 +24,10 @@ COMPARE = (
     "--precision", "32-true", "trainer.accelerator=cpu", "data.num_workers=0",
 )  # fmt: skip
 
-pytestmark = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+pytestmark = [
+    pytest.mark.runs,
+    pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full"),
+]
 
 
 def start(

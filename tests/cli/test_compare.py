@@ -16,7 +16,7 @@ from tests.cli.conftest import Cli
 from tests.support.helpers import run_python
 from tests.support.runs import write_photos, write_weights
 
-pytestmark = pytest.mark.usefixtures("few_penalties")
+pytestmark = [pytest.mark.runs, pytest.mark.usefixtures("few_penalties")]
 
 SMALL = (
     "data.num_workers=0", "trainer.accelerator=cpu", "--precision", "32-true", "--image-size", "32",

@@ -11,6 +11,8 @@ from PIL import Image
 
 from tests.cli.conftest import SMALL, Cli
 
+pytestmark = pytest.mark.runs
+
 CLASSES = ("ants", "bees")
 
 

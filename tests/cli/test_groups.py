@@ -3,8 +3,12 @@
 import csv
 from pathlib import Path
 
+import pytest
+
 from tests.cli.conftest import SMALL, Cli
 from tests.cli.test_data_layouts import write_data
+
+pytestmark = pytest.mark.runs
 
 
 def test_groups_in_names_reach_the_plan_the_manifest_and_the_audit(

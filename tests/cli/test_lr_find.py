@@ -10,6 +10,7 @@ from finetune.errors import ConfigError
 from tests.cli.conftest import SMALL, Cli
 
 
+@pytest.mark.runs
 def test_fit_lr_find_prints_a_curve_and_the_next_command(
     cli: Cli, animals: Path, tmp_path: Path
 ) -> None:
@@ -21,6 +22,7 @@ def test_fit_lr_find_prints_a_curve_and_the_next_command(
     assert (run_dir / "lr_find.svg").is_file()
 
 
+@pytest.mark.runs
 def test_fit_lr_find_as_json_has_the_points(cli: Cli, animals: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     tree = cli.ok("fit", animals, *SMALL, "--lr-find", "--output", run_dir, "--json").json

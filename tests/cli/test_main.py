@@ -28,6 +28,7 @@ def copied_run(trained: FitResult, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained.run_dir, tmp_path / "copied"))
 
 
+@pytest.mark.runs
 def test_fit_json_has_run_metrics_and_plan(cli: Cli, photos: Path, tmp_path: Path) -> None:
     output = cli.ok("fit", photos, *SMALL, "--output", tmp_path / "run", "--json")
     tree = output.json
@@ -64,6 +65,7 @@ def test_fit_json_has_run_metrics_and_plan(cli: Cli, photos: Path, tmp_path: Pat
     assert "augment.name=none" in message
 
 
+@pytest.mark.runs
 def test_fit_text_has_metrics_and_next_commands(cli: Cli, photos: Path, tmp_path: Path) -> None:
     output = cli.ok("fit", photos, *SMALL, "--output", tmp_path / "run")
     assert "val:" in output.out
@@ -265,6 +267,7 @@ def test_resume_changed_setting_fails_with_both_values(
     assert [part for part in parts if part not in message] == []
 
 
+@pytest.mark.runs
 def test_resume_complete_run_with_more_epochs_continues(
     cli: Cli, copied_run: Path, insects: Path, tmp_path: Path
 ) -> None:
@@ -321,6 +324,7 @@ def test_export_json_has_files_and_parity(cli: Cli, trained: FitResult, tmp_path
     assert "7 of 7 images" in out
 
 
+@pytest.mark.runs
 def test_prior_option_is_used_and_reported(
     cli: Cli, trained: FitResult, insects: Path, tmp_path: Path
 ) -> None:

@@ -26,6 +26,7 @@ def models(trained: FitResult, tmp_path: Path) -> tuple[Path, Path]:
     return trained.run_dir, tmp_path / "flips"
 
 
+@pytest.mark.runs
 def test_evaluate_takes_last_path_as_images_unless_it_is_a_model(
     cli: Cli, models: tuple[Path, Path], insects: Path
 ) -> None:
@@ -71,6 +72,7 @@ def test_commands_without_images_name_the_models_that_they_take(
         assert (".onnx, .pt2, .xml" in message) == (command == "serve")
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("command", ["evaluate", "predict"])
 def test_tta_alone_is_hflip_and_takes_names(
     cli: Cli, models: tuple[Path, Path], insects: Path, command: str
@@ -97,6 +99,7 @@ def test_image_size_and_views_are_told(cli: Cli, models: tuple[Path, Path], inse
         assert text in words
 
 
+@pytest.mark.runs
 def test_export_of_several_models_prints_members_folder(
     cli: Cli, models: tuple[Path, Path], tmp_path: Path
 ) -> None:

@@ -14,6 +14,8 @@ from tests.cli.test_data_layouts import write_data
 from tests.support.parquet import encode_noise, write_hub_file, write_table
 from tests.support.runs import assert_same_bits, load_weights
 
+pytestmark = pytest.mark.runs
+
 CLASSES = ("ants", "bees")
 
 

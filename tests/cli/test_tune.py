@@ -66,6 +66,7 @@ def wait_for(path: Path) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.runs
 def test_tune_prints_plan_trials_and_result_within_80_columns(
     workdir: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:

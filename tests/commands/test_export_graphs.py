@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from finetune.commands.export.export import ExportResult
     from finetune.commands.fit.fit import FitResult
 
+pytestmark = pytest.mark.runs
+
 FILES = {"onnx": "model.onnx", "torch": "model.pt2"}
 Export = Callable[[str, bool], "ExportResult"]
 

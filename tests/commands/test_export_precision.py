@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from finetune.commands.export.export import ExportResult
     from finetune.commands.fit.fit import FitResult
 
+pytestmark = pytest.mark.runs
+
 
 def count_operators(folder: Path, name: str) -> int:
     """Return the number of nodes of a type."""

@@ -156,6 +156,7 @@ def set_googlenet_url(base_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cfg, "url", f"{base_url}/googlenet-1378be20.pth")
 
 
+@pytest.mark.runs
 def test_fetch_torchvision_weights_interrupted_leaves_no_file(
     offline: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

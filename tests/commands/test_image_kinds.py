@@ -21,6 +21,8 @@ from tests.support.image_kinds import ENCODERS, KINDS, encode
 if TYPE_CHECKING:
     from finetune.commands.fit.fit import FitResult
 
+pytestmark = pytest.mark.runs
+
 REFUSED = {name: kind.reason for name, kind in KINDS.items() if kind.pixels is None}
 
 

@@ -28,6 +28,8 @@ from tests.support.runs import (
     write_weights,
 )
 
+pytestmark = pytest.mark.runs
+
 LABELS = ("blue", "green", "red")
 NUM_IMAGES = {"train": 40, "val": 21, "test": 15}
 """Images of each split; those of val are not divisible by two ranks."""

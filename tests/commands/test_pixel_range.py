@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from finetune.commands.fit.fit import FitResult
     from finetune.types import Prediction
 
-pytestmark = pytest.mark.usefixtures("few_penalties")
+pytestmark = [pytest.mark.runs, pytest.mark.usefixtures("few_penalties")]
 
 NUM_IMAGES = 12
 CONFIG = {

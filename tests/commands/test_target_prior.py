@@ -35,7 +35,7 @@ from tests.support.runs import (
 if TYPE_CHECKING:
     from finetune.commands.fit.fit import FitResult
 
-pytestmark = pytest.mark.usefixtures("few_penalties")
+pytestmark = [pytest.mark.runs, pytest.mark.usefixtures("few_penalties")]
 
 Array = NDArray[np.float64]
 

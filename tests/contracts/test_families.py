@@ -135,6 +135,7 @@ def test_head_is_initialised_to_zero(network: nn.Module, images: Tensor) -> None
     assert _compute_features(network, images).any()
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("unfrozen", ["head", "two", "all"])
 def test_optimizer_step_changes_unfrozen_groups_only(
     network: nn.Module, images: Tensor, unfrozen: str
@@ -165,6 +166,7 @@ def test_optimizer_step_changes_unfrozen_groups_only(
     assert statistics <= moved
 
 
+@pytest.mark.runs
 def test_frozen_features_are_equal_in_train_and_eval_mode(
     network: nn.Module, images: Tensor
 ) -> None:

@@ -27,6 +27,8 @@ from finetune.types import Reporter
 from tests.support.helpers import ROOT
 from tests.support.runs import CLASSES, create_small_config, load_checkpoint, run_finetune
 
+pytestmark = pytest.mark.runs
+
 SIDE = 32
 BIT_DEPTHS = {1: 8, 4: 8, 6: 16}
 

@@ -38,6 +38,8 @@ from tests.support.runs import (
 )
 from tests.support.wandb_file import read_offline_runs
 
+pytestmark = pytest.mark.runs
+
 # a custom learning-rate schedule that ends the process at a step: STOP=<signal or raise>@<step>
 STOPPER = """
 import os, signal

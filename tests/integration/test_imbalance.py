@@ -24,7 +24,7 @@ from tests.support.runs import (
     write_weights,
 )
 
-pytestmark = pytest.mark.usefixtures("few_penalties")
+pytestmark = [pytest.mark.runs, pytest.mark.usefixtures("few_penalties")]
 
 TRAIN_IMAGES = (16, 8, 5)
 NUM_EPOCHS = 3

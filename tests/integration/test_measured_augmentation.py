@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
+import pytest
 import yaml
 
 import finetune
 from tests.commands.measurement.test_augmentation_check import build_config, write_images
 from tests.support.runs import write_weights
+
+pytestmark = pytest.mark.runs
 
 
 def test_augmentation_measured_by_two_processes_is_that_of_one(tmp_path: Path) -> None:

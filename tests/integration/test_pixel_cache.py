@@ -15,6 +15,8 @@ from tests.support.runs import (
     read_rows,
 )
 
+pytestmark = pytest.mark.runs
+
 
 def run_fit(insects: Path, output: Path, **settings: object) -> FitResult:
     """Return a run of three epochs on images of 40 x 36 pixels."""

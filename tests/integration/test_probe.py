@@ -28,7 +28,7 @@ from tests.support.runs import (
 )
 from tests.support.wandb_file import read_offline_runs
 
-pytestmark = pytest.mark.usefixtures("few_penalties")
+pytestmark = [pytest.mark.runs, pytest.mark.usefixtures("few_penalties")]
 
 SMALL = (
     "data.image_size=32", "data.num_workers=0", "model.backbone=test_resnet",

@@ -126,6 +126,7 @@ def test_ddp_sends_only_trained_gradients_and_changing_buffers(
             assert first in (gradient_bytes, gradient_bytes + buffer_bytes)
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("num_ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_ranks_stopped_in_validation_finish_epoch_after_resume(
     num_ranks: int, place: Path, tmp_path: Path

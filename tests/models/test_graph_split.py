@@ -43,6 +43,7 @@ def make_images(family: str) -> Tensor:
     return torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("family", FAMILIES)
 def test_split_last_groups_output_equals_the_network(family: str) -> None:
     network = create(family)
@@ -110,6 +111,7 @@ def test_split_before_untraceable_network_returns_none() -> None:
     assert split_before(_DataDependent(), ["last.weight", "last.bias"]) is None
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("family", ["levit_128s", "efficientformer_l1", "test_vit"])
 def test_split_last_groups_leaves_the_network_unchanged(family: str) -> None:
     network = create(family)

@@ -140,6 +140,7 @@ def configure(animals: Path, weights: Path, folder: Path, epochs: int = 2) -> Co
     )
 
 
+@pytest.mark.runs
 def test_run_with_mlp_head_trains_resumes_predicts_and_refuses_the_timm_format(
     animals: Path, tmp_path: Path
 ) -> None:

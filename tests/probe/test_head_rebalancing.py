@@ -38,7 +38,7 @@ from tests.support.runs import (
     write_weights,
 )
 
-pytestmark = pytest.mark.usefixtures("few_penalties")
+pytestmark = [pytest.mark.runs, pytest.mark.usefixtures("few_penalties")]
 
 
 @pytest.fixture(scope="module")

@@ -90,6 +90,7 @@ def test_fit_probe_metrics_are_those_of_the_trained_network(place: Path) -> None
         assert result.metrics[name] == pytest.approx(value, abs=1e-4), name
 
 
+@pytest.mark.runs
 def test_fit_probe_no_epoch_beats_head_restores_weights(place: Path) -> None:
     head_only = training_in(place, probe__depth=1)
     run_probe(head_only)
@@ -114,6 +115,7 @@ def test_fit_probe_keeps_batch_norm_statistics_and_mode(place: Path) -> None:
     assert classifier.batch_norm == "train"
 
 
+@pytest.mark.runs
 def test_fit_probe_reuses_cached_activations_of_the_same_depth(place: Path) -> None:
     assert run_probe(training_in(place)).num_computed == 39
     assert run_probe(training_in(place, optim__lr=1e-4, seed=5)).num_computed == 0
@@ -136,6 +138,7 @@ def test_fit_probe_out_of_memory_raises_training_error(
         run_probe(training_in(place))
 
 
+@pytest.mark.runs
 def test_fit_probe_activations_exceed_cache_raises_storage_error(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -245,6 +248,7 @@ def test_building_a_deep_probe_keeps_the_modes_of_the_network(place: Path) -> No
     assert modes[0] == modes[1]
 
 
+@pytest.mark.runs
 @pytest.mark.usefixtures("_poor_head")
 def test_fit_probe_trains_in_bf16(place: Path) -> None:
     training = training_in(

@@ -188,6 +188,7 @@ def test_extract_with_stages_on_several_ranks_is_bit_identical_to_one(place: Pat
     np.testing.assert_array_equal(actual[0], expected[0])
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
 def test_fit_probe_has_the_stages_of_the_network(place: Path, backbone: str) -> None:
     weights = place / f"{backbone}.pth"
@@ -211,6 +212,7 @@ def test_fit_probe_has_the_stages_of_the_network(place: Path, backbone: str) -> 
     assert isinstance(result.cv_head, CrossValidatedHead)
 
 
+@pytest.mark.runs
 def test_fit_shows_stages_in_json_file_and_wandb(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,6 +19,8 @@ from tests.support.runs import (
     write_weights,
 )
 
+pytestmark = pytest.mark.runs
+
 
 @pytest.mark.parametrize("depth", [1, 2])
 def test_probe_row_has_the_metrics_of_the_sample(

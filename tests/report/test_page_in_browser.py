@@ -177,6 +177,7 @@ def test_page_legend_hides_a_line_by_keyboard(page_file: Path, open_page: "Opene
     assert button.get_attribute("aria-pressed") == "true"
 
 
+@pytest.mark.runs
 def test_comparison_shows_differences_tests_and_changed_images(
     comparison_file: Path, open_page: "Opener"
 ) -> None:

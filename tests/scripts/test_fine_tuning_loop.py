@@ -148,6 +148,7 @@ def test_random_crop_is_mirrored_in_half_of_the_draws() -> None:
     assert (crop[0, 1:, 0] > crop[0, :-1, 0]).all()
 
 
+@pytest.mark.runs
 def test_variants_start_from_the_probe_and_keep_their_results(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     Opener = Callable[..., Page]
 
+pytestmark = pytest.mark.runs
+
 _TOKEN = "token-of-a-test"
 _OVERFLOW = "document.documentElement.scrollWidth - window.innerWidth"
 _DROP = """([name, type, bytes]) => {

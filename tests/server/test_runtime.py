@@ -12,6 +12,8 @@ from finetune.exporters.export_formats import ExportOptions, get_format
 from finetune.types import Reporter
 from tests.server.conftest import Starter, create_model, create_photo
 
+pytestmark = pytest.mark.runs
+
 pytest.importorskip("onnxruntime")
 
 

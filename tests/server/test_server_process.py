@@ -15,6 +15,8 @@ from finetune.server.connections.server_process import open_socket
 from tests.server.conftest import create_photo
 from tests.support.server_process import start_server
 
+pytestmark = pytest.mark.runs
+
 _PHOTO = create_photo()
 _HEAD = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
 

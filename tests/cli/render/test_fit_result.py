@@ -11,6 +11,8 @@ from finetune.cli.render.fit_result import show_fit
 from finetune.system.run_folder import RunFolder
 from tests.support.runs import write_photos, write_weights
 
+pytestmark = pytest.mark.runs
+
 CODE = """
 from torch import nn
 

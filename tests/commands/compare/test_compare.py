@@ -25,7 +25,7 @@ from finetune.probe.cross_validation import fit_head
 from tests.support.helpers import RecordingReporter, list_tree
 from tests.support.runs import write_photos, write_weights
 
-pytestmark = pytest.mark.usefixtures("few_penalties")
+pytestmark = [pytest.mark.runs, pytest.mark.usefixtures("few_penalties")]
 
 BACKBONES = ("test_resnet", "test_vit")
 

@@ -24,7 +24,7 @@ from finetune.types import Split
 from tests.support.helpers import InterruptingReporter, RecordingReporter, create_noise
 from tests.support.runs import read_rows, write_weights
 
-pytestmark = pytest.mark.usefixtures("few_penalties")
+pytestmark = [pytest.mark.runs, pytest.mark.usefixtures("few_penalties")]
 
 NUM_FOLDS = 3
 

@@ -12,6 +12,8 @@ from finetune.commands.fit.fit import FitResult
 from tests.commands.cross_validation.test_cross_validate import build_run_config
 from tests.support.helpers import RecordingReporter
 
+pytestmark = pytest.mark.runs
+
 
 @pytest.fixture(scope="module")
 def untested(insects: Path, tmp_path_factory: pytest.TempPathFactory) -> FitResult:

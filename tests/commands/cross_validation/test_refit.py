@@ -18,6 +18,8 @@ from finetune.config.load import build_config, read_config_file
 from tests.support.helpers import RecordingReporter
 from tests.support.runs import load_weights, read_rows, write_weights
 
+pytestmark = pytest.mark.runs
+
 
 def build_refit_config(data: Path, folder: Path, **assignments: Any) -> finetune.Config:
     """Return the config of a refit after two folds; ``section__key`` is a dotted key."""

@@ -17,6 +17,8 @@ from tests.commands.cross_validation.test_cross_validate import build_run_config
 from tests.support.helpers import InterruptingReporter, RecordingReporter
 from tests.support.runs import read_rows
 
+pytestmark = pytest.mark.runs
+
 
 @pytest.fixture(scope="module")
 def begun(insects: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -13,6 +13,8 @@ from finetune.commands.report.report import report
 from finetune.diagnosis.divergence_error import DivergenceError
 from tests.support.runs import create_small_config
 
+pytestmark = pytest.mark.runs
+
 
 def fit_until_divergence(root: Path, output: Path, **settings: Any) -> DivergenceError:
     """Fit at a rate that no network survives, and return the error."""

@@ -124,6 +124,7 @@ def test_evaluate_other_data_warns_of_each_run_that_was_trained_on_them(
     assert any(str(runs.first) in w and "training images" in w for w in reporter.warnings)
 
 
+@pytest.mark.runs
 def test_evaluate_bundle_outside_of_runs_says_that_its_images_are_unknown(
     runs: Runs, tmp_path: Path
 ) -> None:
@@ -213,6 +214,7 @@ def test_model_that_is_given_twice_raises_config_error(runs: Runs, insects: Path
         finetune.predict([runs.first, runs.first / "."], insects, device="cpu")
 
 
+@pytest.mark.runs
 def test_models_of_other_classes_raise_model_error(
     runs: Runs, tmp_path: Path, insects: Path
 ) -> None:
@@ -222,6 +224,7 @@ def test_models_of_other_classes_raise_model_error(
         finetune.predict([runs.first, run], insects, device="cpu")
 
 
+@pytest.mark.runs
 def test_export_of_runs_is_one_model_with_metrics_and_parity(
     runs: Runs, insects: Path, tmp_path: Path
 ) -> None:
@@ -260,6 +263,7 @@ def test_unreadable_file_is_left_out_of_prediction_of_ensemble(
     }
 
 
+@pytest.mark.runs
 def test_size_that_a_network_does_not_accept_is_refused_by_name(
     tmp_path: Path, insects: Path
 ) -> None:
@@ -270,6 +274,7 @@ def test_size_that_a_network_does_not_accept_is_refused_by_name(
     assert finetune.predict(run, insects, device="cpu", image_size=32).predictions
 
 
+@pytest.mark.runs
 def test_flips_are_refused_for_member_without_flipped_images(
     runs: Runs, insects: Path, tmp_path: Path
 ) -> None:

@@ -16,6 +16,8 @@ from finetune.models.weight_soup import average_networks
 from tests.commands.ensembles.conftest import Runs, train
 from tests.support.helpers import RecordingReporter
 
+pytestmark = pytest.mark.runs
+
 
 @pytest.fixture(scope="module")
 def frozen(insects: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:

@@ -17,6 +17,8 @@ from finetune.data.manifest import Manifest
 from finetune.types import Sample, Split
 from tests.commands.ensembles.conftest import Runs, train
 
+pytestmark = pytest.mark.runs
+
 
 def write_images(root: Path, names: dict[str, list[str]]) -> list[Sample]:
     """Write noise under a colour for each class; an image is the same under any name."""

@@ -15,6 +15,8 @@ from tests.support.helpers import RecordingReporter
 from tests.support.runs import create_small_config, load_checkpoint, read_rows, write_weights
 from tests.support.wandb_file import read_offline_runs
 
+pytestmark = pytest.mark.runs
+
 NUM_EPOCHS = 6
 
 

@@ -25,6 +25,8 @@ from tests.support.runs import (
     write_weights,
 )
 
+pytestmark = pytest.mark.runs
+
 PROBE_ALONE = {"unfreeze__name": "linear_probe", "probe__enabled": "on", "optim__lr": "auto"}
 """Settings of a run that ends with its linear probe."""
 

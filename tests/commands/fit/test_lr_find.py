@@ -28,6 +28,8 @@ from tests.support.runs import (
     write_weights,
 )
 
+pytestmark = pytest.mark.runs
+
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -33,7 +33,7 @@ from tests.support.runs import (
 from tests.support.runs import run_finetune as run_in_process
 from tests.support.wandb_file import read_offline_runs
 
-pytestmark = pytest.mark.usefixtures("few_penalties")
+pytestmark = [pytest.mark.runs, pytest.mark.usefixtures("few_penalties")]
 
 CUDA_ERROR = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1 GiB.\nSee documentation"
 

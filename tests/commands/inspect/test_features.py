@@ -27,6 +27,8 @@ from tests.support.helpers import RecordingReporter
 from tests.support.pictures import create_scene, write_jpeg
 from tests.support.runs import create_small_config, write_weights
 
+pytestmark = pytest.mark.runs
+
 COLORS = {"ant": (200, 40, 40), "bee": (40, 200, 40), "cow": (40, 40, 200)}
 WRONG = {"ant/wrong.png": "bee", "cow/wrong.png": "ant"}
 

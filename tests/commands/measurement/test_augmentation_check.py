@@ -13,6 +13,8 @@ from finetune.config.schema import Config
 from tests.support.helpers import RecordingReporter
 from tests.support.runs import create_small_config, write_weights
 
+pytestmark = pytest.mark.runs
+
 
 def write_images(root: Path, *, are_mirrored: bool, num_images: int = 60) -> Path:
     """Write two classes: of two colours, or of ramps that are mirror images of the other class.

@@ -28,6 +28,8 @@ from tests.support.runs import (
 )
 from tests.support.wandb_file import read_offline_runs
 
+pytestmark = pytest.mark.runs
+
 CPU = torch.device("cpu")
 
 

@@ -29,7 +29,7 @@ from tests.support.runs import (
     write_weights,
 )
 
-pytestmark = pytest.mark.usefixtures("few_penalties")
+pytestmark = [pytest.mark.runs, pytest.mark.usefixtures("few_penalties")]
 
 
 def build_score(value: float, *losses: float) -> ValidationScore:

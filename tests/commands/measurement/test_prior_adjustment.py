@@ -21,6 +21,8 @@ from finetune.evaluation.priors import interpolate_priors
 from finetune.types import Split
 from tests.support.runs import create_small_config, write_photos, write_weights
 
+pytestmark = pytest.mark.runs
+
 TRAIN_IMAGES = {"ant": 12, "bee": 6, "cow": 2}
 
 

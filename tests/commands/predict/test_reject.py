@@ -96,6 +96,7 @@ def test_run_without_statistics_gets_them_by_evaluate(digits_run: Path, tmp_path
     assert len(file.read_bytes()) == len(before)
 
 
+@pytest.mark.runs
 def test_folder_outside_of_a_run_is_told_to_name_the_run(digits_run: Path, tmp_path: Path) -> None:
     copy = tmp_path / "exported"
     shutil.copytree(digits_run / "bundle", copy)

@@ -98,6 +98,7 @@ def test_pushed_model_loads_from_the_hub_with_timm_alone(
     torch.testing.assert_close(found, predict(trained.run_dir, insects)[:4], rtol=0, atol=1e-4)
 
 
+@pytest.mark.runs
 def test_second_push_is_a_commit_that_removes_what_is_stale(
     trained: FitResult, hub: WritableHub
 ) -> None:
@@ -131,6 +132,7 @@ def test_second_push_is_a_commit_that_removes_what_is_stale(
     assert len(repository.commits) == 2
 
 
+@pytest.mark.runs
 def test_push_to_a_branch_removes_what_its_own_record_has(
     trained: FitResult, hub: WritableHub
 ) -> None:
@@ -332,6 +334,7 @@ def test_push_as_onnx_beside_transformers_files(
         torch.testing.assert_close(predict(model, insects), expected, rtol=0, atol=1e-3)
 
 
+@pytest.mark.runs
 def test_pushed_page_claims_no_comparison_that_was_not_made(
     trained: FitResult, tmp_path: Path, hub: WritableHub
 ) -> None:

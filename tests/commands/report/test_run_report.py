@@ -60,6 +60,7 @@ def test_fit_writes_report_and_session(trained: FitResult) -> None:
     assert reasons["trainer.monitor"]  # chosen by a rule
 
 
+@pytest.mark.runs
 def test_session_has_the_time_of_each_stage_from_the_start_of_the_fit(
     animals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,6 +86,7 @@ def test_session_has_the_time_of_each_stage_from_the_start_of_the_fit(
     assert session["seconds"] >= 2
 
 
+@pytest.mark.runs
 def test_resumed_run_has_the_sessions_command_and_reasons_of_its_first_process(
     animals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,6 +116,7 @@ def test_resumed_run_has_the_sessions_command_and_reasons_of_its_first_process(
     assert {setting.key: setting.reason for setting in plan.recipe}["trainer.monitor"]
 
 
+@pytest.mark.runs
 def test_fit_whose_session_cannot_be_written_finishes(
     animals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,12 +132,14 @@ def test_fit_whose_session_cannot_be_written_finishes(
     ]
 
 
+@pytest.mark.runs
 def test_fit_without_report_writes_none(animals: Path, tmp_path: Path) -> None:
     result = fit(create_config(animals, tmp_path / "run", report__enabled="off"))
     assert not (result.run_dir / "report.html").exists()
     assert (result.run_dir / "sessions.json").is_file()
 
 
+@pytest.mark.runs
 def test_fit_with_failing_report_finishes_and_names_the_command(
     animals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

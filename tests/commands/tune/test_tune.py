@@ -26,7 +26,7 @@ from tests.commands.tune.conftest import NUM_IMAGES, build_scratch_config, write
 from tests.support.helpers import InterruptingReporter, RecordingReporter, list_names
 from tests.support.runs import assert_same_bits, load_weights, read_rows
 
-pytestmark = pytest.mark.usefixtures("few_penalties")
+pytestmark = [pytest.mark.runs, pytest.mark.usefixtures("few_penalties")]
 
 RATES = (SearchDimension("optim.lr", (), 1e-3, 1e-2, is_log=True),)
 TINY_RATES = (SearchDimension("optim.lr", (), 1e-9, 1e-8, is_log=True),)

@@ -167,6 +167,7 @@ def append_and_die(root: Path, count: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("count", [5, 1100])
 def test_append_killed_process_leaves_consistent_store(tmp_path: Path, count: int) -> None:
     with start_process(append_and_die, tmp_path, count) as child:

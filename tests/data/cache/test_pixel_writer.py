@@ -280,6 +280,7 @@ def fill_and_send(root: Path, paths: list[Path], connection: Connection) -> None
     connection.send([np.asarray(source.open(row).to_pil()) for row in range(len(source))])
 
 
+@pytest.mark.runs
 def test_fill_store_two_processes_decode_each_image_once(paths: list[Path], tmp_path: Path) -> None:
     one, other = (get_fork_context().Pipe(duplex=False) for _ in range(2))
     with (

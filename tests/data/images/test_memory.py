@@ -112,6 +112,7 @@ def write_large(folder: Path) -> list[Path]:
     return [*files, folder / "x.gif"]
 
 
+@pytest.mark.runs
 def test_large_image_gives_the_crops_of_one_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

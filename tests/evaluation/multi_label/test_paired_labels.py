@@ -35,6 +35,7 @@ def test_differences_are_those_of_scikit_learn() -> None:
     assert result.differences["subset_accuracy"].after == pytest.approx(right[1].mean())
 
 
+@pytest.mark.runs
 def test_interval_is_that_of_resampled_images() -> None:
     before, labels = draw(1, sharpness=1.0)
     after, _ = draw(1, sharpness=1.3)

@@ -19,6 +19,8 @@ from finetune.exporters.onnx import graph_export
 from finetune.exporters.onnx.graph_export import WRITERS, write_onnx
 from tests.exporters.graphs.test_calibrated_network import CLASSES, create_bundle
 
+pytestmark = pytest.mark.runs
+
 
 @pytest.fixture(scope="module")
 def graph() -> ModelGraph:

@@ -25,6 +25,8 @@ from finetune.inference.predictor import Predictor
 from finetune.types import PreprocessSpec
 from tests.support.calibrated_models import CLASSES, save_calibrated_model, write_kinds_of_photos
 
+pytestmark = pytest.mark.runs
+
 pytest.importorskip("openvino")
 
 

@@ -19,6 +19,8 @@ from finetune.types import Reporter
 from tests.support.calibrated_models import save_calibrated_model
 from tests.support.pictures import create_scene
 
+pytestmark = pytest.mark.runs
+
 COARSE = QuantizationPlan("coarse", "ranges of the entropy", method="entropy")
 
 

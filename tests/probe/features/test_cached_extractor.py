@@ -177,6 +177,7 @@ def test_extract_after_an_error_resumes_from_the_stored_features(
     assert extract(training)[1] == 12
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("max_images", [5, 0], ids=["small batch fits", "no batch fits"])
 def test_extract_out_of_memory_halves_the_batch_or_raises(
     max_images: int, place: Path, monkeypatch: pytest.MonkeyPatch
@@ -231,6 +232,7 @@ def fill_deterministically(network: nn.Module) -> nn.Module:
 
 
 # computed by release 0.1, whose feature stores on disk must stay valid
+@pytest.mark.runs
 @pytest.mark.parametrize(
     ("backbone", "spec", "digest"),
     [

@@ -77,6 +77,7 @@ def test_fewer_points_are_placed_in_less_time() -> None:
     assert choose_num_points(components[:300], 1e-3) == 0
 
 
+@pytest.mark.runs
 def test_sprite_sheet_of_thousands_of_noisy_thumbnails_is_small() -> None:
     side = choose_side(1500)
     noise = np.random.default_rng(0).integers(0, 255, (50, side, side, 3), np.uint8)

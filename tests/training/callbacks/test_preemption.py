@@ -112,6 +112,7 @@ def stop_rank(rank: int) -> tuple[int, int]:
     return step, len(trainer.saved)
 
 
+@pytest.mark.runs
 def test_preemption_checkpoint_signal_on_one_rank_stops_all_after_same_step() -> None:
     # the ranks learn of it one step later
     assert run_on_ranks(2, stop_rank) == [(3, 1), (3, 1)]

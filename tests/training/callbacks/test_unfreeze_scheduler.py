@@ -111,6 +111,7 @@ def test_unfreeze_scheduler_frozen_batch_norm_ends_in_eval_mode(
     assert not any(m.training for m in network.modules() if isinstance(m, nn.BatchNorm2d))
 
 
+@pytest.mark.runs
 def test_unfreeze_scheduler_two_ranks_equal_one_process(animals: Path, tmp_path: Path) -> None:
     weights = write_weights(tmp_path / "weights.pth")
     settings = {**SETTINGS, "model__weights": str(weights)}
@@ -132,6 +133,7 @@ def test_unfreeze_scheduler_two_ranks_equal_one_process(animals: Path, tmp_path:
         assert rank[1] == pytest.approx(single[1], abs=1e-6)
 
 
+@pytest.mark.runs
 def test_unfreeze_without_ddp_rebuild_or_check_ranks_diverge_silently(
     animals: Path, tmp_path: Path
 ) -> None:
@@ -140,6 +142,7 @@ def test_unfreeze_without_ddp_rebuild_or_check_ranks_diverge_silently(
     assert compute_largest_difference(ranks[0][0], ranks[1][0]) > 1e-4
 
 
+@pytest.mark.runs
 def test_unfreeze_without_ddp_rebuild_raises_training_error_with_layer_name(
     animals: Path, tmp_path: Path
 ) -> None:
@@ -150,6 +153,7 @@ def test_unfreeze_without_ddp_rebuild_raises_training_error_with_layer_name(
         assert "differs between rank 0 and rank 1" in message
 
 
+@pytest.mark.runs
 def test_unfreeze_scheduler_stale_ddp_wrapper_raises_training_error(
     animals: Path, tmp_path: Path
 ) -> None:

@@ -21,6 +21,8 @@ from tests.support.processes import run_on_ranks, train_on_rank
 from tests.support.runs import create_small_training, load_checkpoint, load_weights
 from tests.training.curves.faulty_losses import FaultyLoss
 
+pytestmark = pytest.mark.runs
+
 
 class NanInValidation(UnfreezeScheduler):
     """Callback after which the second validation has outputs of NaN, on the last rank alone.

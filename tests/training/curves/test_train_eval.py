@@ -15,6 +15,8 @@ from finetune.training.trainer import create_trainer, fit
 from tests.support.networks import randomise
 from tests.support.runs import create_small_config, create_small_training, read_rows
 
+pytestmark = pytest.mark.runs
+
 
 def train(training: Training, folder: Path) -> dict[str, float]:
     """Train all epochs and return the last metrics."""

@@ -133,6 +133,7 @@ QUICKLY_RESUMED = ("adamw", "sgd", "adagrad")
 """The default, one whose state appears with the first step, and one whose state does before it."""
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize(
     "name",
     [

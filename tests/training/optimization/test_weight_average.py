@@ -127,6 +127,7 @@ def test_fit_averages_last_steps_and_trains_from_current_weights(
     assert not torch.equal(averaged, steps[-1])
 
 
+@pytest.mark.runs
 def test_fit_validates_the_averaged_weights_of_the_bundle(animals: Path, tmp_path: Path) -> None:
     for fraction in (0.0, 0.5):
         run = tmp_path / f"{fraction:g}"
@@ -169,6 +170,7 @@ def test_swa_fraction_with_unsynchronized_batch_norm_raises_config_error(animals
         create_small_training(animals, optim__swa_fraction=0.5, trainer__devices=2)
 
 
+@pytest.mark.runs
 def test_resume_longer_run_continues_average_bit_identically(animals: Path, tmp_path: Path) -> None:
     def build_config(name: str, epochs: int) -> Config:
         return create_small_config(

@@ -108,6 +108,7 @@ def build_run_config(animals: Path, folder: Path, epochs: int) -> Config:
     )
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("stop", [3, pytest.param(2, marks=pytest.mark.slow)])
 def test_resumed_run_reduces_at_the_same_epoch_to_the_same_bits(
     stop: int, animals: Path, tmp_path: Path

@@ -126,6 +126,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ]  # fmt: skip
 
 
+@pytest.mark.runs
 def test_fit_layers_prints_80_columns_and_json(
     command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,6 +20,8 @@ from finetune.commands.fit.check.overfit_check import (
 from finetune.errors import ConfigError
 from tests.support.runs import create_small_config, write_weights
 
+pytestmark = pytest.mark.runs
+
 NETWORK = """
 import torch
 from torch import nn

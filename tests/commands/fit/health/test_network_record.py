@@ -18,6 +18,8 @@ from tests.support.runs import (
     load_weights,
 )
 
+pytestmark = pytest.mark.runs
+
 
 def _fit(place: Path, name: str, **assignments: object) -> tuple[Path, RecordingReporter]:
     reporter = RecordingReporter()

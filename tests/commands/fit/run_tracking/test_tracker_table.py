@@ -28,7 +28,10 @@ from tests.support.tracked_runs import (
 from tests.support.wandb_file import OfflineRun, read_offline_runs
 
 # MLflow asks SQLAlchemy for a strategy that 2.1 deprecates, https://github.com/mlflow/mlflow
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
+pytestmark = [
+    pytest.mark.runs,
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated"),
+]
 
 SECRETS = ("0123456789abcdef0123456789abcdef01234567", "netrc-secret-4711", "mlflow-secret-4711")
 

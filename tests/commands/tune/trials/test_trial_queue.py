@@ -15,6 +15,8 @@ from finetune.commands.tune.space.search_space import SearchDimension
 from finetune.commands.tune.trials.trial_queue import MAX_ATTEMPTS, ClaimedTrial, TrialQueue
 from tests.support.helpers import ROOT
 
+pytestmark = pytest.mark.runs
+
 SPACE = (
     SearchDimension("optim.lr", (), 1e-4, 1.0, is_log=True),
     SearchDimension("augment.name", ("light", "strong")),

@@ -148,6 +148,7 @@ def compute_error(path: Path, layout: Layout) -> float:
     return float(np.abs(pixels - compute_reference(path, layout)).max())
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize(
     ("compression", "predictor"),
     [
@@ -171,6 +172,7 @@ def test_open_image_tiff_layouts_are_read_as_by_tifffile(
     assert num_read >= 140 // step
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("compression", BY_IMAGECODECS)
 def test_open_image_tiff_other_compressions_need_imagecodecs(
     tmp_path: Path, compression: str, monkeypatch: pytest.MonkeyPatch
@@ -190,6 +192,7 @@ def test_open_image_tiff_other_compressions_need_imagecodecs(
     assert num_read >= 5
 
 
+@pytest.mark.runs
 def test_open_image_tiff_jpeg_is_read_without_imagecodecs_where_pillow_can(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

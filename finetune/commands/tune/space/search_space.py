@@ -125,7 +125,7 @@ def format_value(value: Any) -> str:
     if isinstance(value, float):
         return format_scientific(value, digits=3)
     if isinstance(value, list | tuple):
-        return ",".join(map(str, value))
+        return f"[{','.join(map(str, value))}]"
     return json.dumps(value) if isinstance(value, bool | dict) else str(value)
 
 
@@ -195,9 +195,21 @@ def _parse_dimension(key: str, text: str, source: str) -> SearchDimension:
     if match is not None:
         low, high = (_parse_number(match[group]) for group in (1, 2))
         return _build_range(key, low, high, is_log=match[3] == "log", source=source)
-    parts = [part.strip() for part in text.split(",")]
+    parts = _split_choices(text)
     values = [parse_assignments([f"{key}={part}"])[key] for part in parts if part]
     return _build_choices(key, values, source)
+
+
+def _split_choices(text: str) -> list[str]:
+    """Return the parts of a text between its commas, but for those within brackets."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter in "[{") - (letter in "]}")
+        if letter == "," and depth <= 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part.strip() for part in parts]
 
 
 def _parse_number(text: str) -> float:

@@ -28,6 +28,9 @@ def parse(option: str) -> SearchDimension:
         ("augment.name=light,strong", SearchDimension("augment.name", ("light", "strong"))),
         ("model.drop_rate=null,0.2", SearchDimension("model.drop_rate", (None, 0.2))),
         ("trainer.deterministic=true,false", SearchDimension("trainer.deterministic", (True, False))),  # noqa: E501
+        ("model.head_params.hidden=[64],[128, 32]", SearchDimension("model.head_params.hidden", ([64], [128, 32]))),  # noqa: E501
+        ("optim.params={eps: 1e-8, amsgrad: true},{}", SearchDimension("optim.params", ({"eps": 1e-8, "amsgrad": True}, {}))),  # noqa: E501
+        ("data.train_image_size=[64,64],[64,96]", SearchDimension("data.train_image_size", ([64, 64], [64, 96]))),  # noqa: E501
         ("loss.params.gamma=0.5:4", SearchDimension("loss.params.gamma", (), 0.5, 4.0)),
         ("loss.name=focal,my.module:loss", SearchDimension("loss.name", ("focal", "my.module:loss"))),  # noqa: E501
     ],
@@ -39,6 +42,11 @@ def test_parse_search_options_reads_ranges_and_choices(
     assert dimension == expected
     if expected.is_integer:
         assert isinstance(dimension.low, int)
+
+
+def test_choices_that_are_lists_are_told_apart() -> None:
+    dimension = parse("model.head_params.hidden=[64],[128, 32]")
+    assert dimension.describe() == "[64], [128,32]"
 
 
 def test_parse_search_options_default_word_adds_the_default_space() -> None:

@@ -195,27 +195,36 @@ def _write_hub_folder(folder: Path) -> None:
     save_for_hf(network, str(folder), safe_serialization=True)
 
 
-@pytest.fixture
-def docs_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DocsPlace:
+@pytest.fixture(scope="module")
+def finished_place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a working folder with photos, weights and a finished run at ``runs/latest``."""
     from tests.support.runs import CLASSES, write_photos, write_weights
 
+    folder = tmp_path_factory.mktemp("docs")
     # class folders without splits, as in the quickstart
-    (write_photos(tmp_path / "given", num_train=16) / "train").rename(tmp_path / "photos")
-    (tmp_path / "given" / "val").rename(tmp_path / "new_photos")
-    for photo in sorted((tmp_path / "photos" / CLASSES[-1]).iterdir())[3:]:
+    (write_photos(folder / "given", num_train=16) / "train").rename(folder / "photos")
+    (folder / "given" / "val").rename(folder / "new_photos")
+    for photo in sorted((folder / "photos" / CLASSES[-1]).iterdir())[3:]:
         photo.unlink()  # one class is rare
-    write_weights(tmp_path / "weights.pth")
-    (tmp_path / "weights").mkdir()
-    write_weights(tmp_path / "weights" / "test_resnet.pth")
+    write_weights(folder / "weights.pth")
+    (folder / "weights").mkdir()
+    write_weights(folder / "weights" / "test_resnet.pth")
     rows = "".join(f"{name},1\n" for name in CLASSES)
-    (tmp_path / "prior.csv").write_text(f"class,prior\n{rows}", encoding="utf-8")
-    _write_scans(tmp_path / "scans")
-    _write_multi_label_csv(tmp_path / "labels.csv")
-    _write_hub_folder(tmp_path / "downloaded_folder")
-    shutil.copytree(tmp_path / "new_photos", tmp_path / "labelled_photos")
+    (folder / "prior.csv").write_text(f"class,prior\n{rows}", encoding="utf-8")
+    _write_scans(folder / "scans")
+    _write_multi_label_csv(folder / "labels.csv")
+    _write_hub_folder(folder / "downloaded_folder")
+    shutil.copytree(folder / "new_photos", folder / "labelled_photos")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        DocsPlace(folder).run(["fit", "photos/", "--epochs", "1"])
+    return folder
+
+
+@pytest.fixture
+def docs_place(finished_place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DocsPlace:
+    """Return a copy of the working folder, for one page."""
+    folder = shutil.copytree(finished_place, tmp_path / "place", symlinks=True)
     monkeypatch.setenv("FINETUNE_TOKEN", "0" * 32)
-    monkeypatch.chdir(tmp_path)
-    place = DocsPlace(tmp_path)
-    place.run(["fit", "photos/", "--epochs", "1"])
-    return place
+    monkeypatch.chdir(folder)
+    return DocsPlace(folder)

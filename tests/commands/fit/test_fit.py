@@ -50,6 +50,7 @@ def fail_in_epoch(monkeypatch: pytest.MonkeyPatch, epoch: int) -> None:
     monkeypatch.setattr(Progress, "on_train_batch_end", fail)
 
 
+@pytest.mark.runs
 def test_resume_extended_run_after_failure_continues(
     insects: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -81,6 +82,7 @@ def test_resume_after_full_disk_has_every_epoch_in_metrics(
     assert read_epochs(tmp_path / "run") == ["1", "2"]
 
 
+@pytest.mark.runs
 def test_resume_with_larger_early_stopping_patience_continues(
     insects: Path, tmp_path: Path
 ) -> None:
@@ -160,6 +162,7 @@ EXACT_SETTINGS = {"optim.name": "sgd", "model.batch_norm": "frozen", "optim.lr":
 """Training in which micro-batches change only the order of floating-point additions."""
 
 
+@pytest.mark.runs
 def test_fit_batch_larger_than_memory_is_split_with_the_same_result(
     insects: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,6 +200,7 @@ def test_fit_explicit_accumulation_is_kept(
     assert not [note for note in recorder.notes if "micro-batches" in note]
 
 
+@pytest.mark.runs
 def test_resume_run_with_reduced_and_split_batch(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

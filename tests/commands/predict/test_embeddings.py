@@ -58,6 +58,7 @@ def test_formats_have_the_same_embeddings(digits_run: Path, tmp_path: Path) -> N
     assert embeddings[7] == pytest.approx(expected.numpy(), abs=1e-5)
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("page", ["README.md", "docs/guides/embeddings.md"])
 def test_example_with_support_vectors_reads_digits(
     page: str,

@@ -17,6 +17,7 @@ from tests.support.helpers import RecordingReporter
 from tests.support.rejection_runs import write_noise
 
 
+@pytest.mark.runs
 def test_noise_is_unlike_the_training_images(digits_run: Path, tmp_path: Path) -> None:
     output = tmp_path / "predictions.csv"
     finetune.predict(

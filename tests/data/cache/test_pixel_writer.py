@@ -251,6 +251,7 @@ def fill_until_dead(root: Path, paths: list[Path], deadly: str) -> None:
     fill(open_store(root), paths, partial(decode_slowly_or_die, root / "log.txt", deadly))
 
 
+@pytest.mark.runs
 def test_fill_store_after_killed_process_equals_undisturbed_store(
     paths: list[Path], tmp_path: Path
 ) -> None:

@@ -47,6 +47,7 @@ def test_incomplete_folder_is_written_again(
     assert list_folders(cache) == [result.root.name]
 
 
+@pytest.mark.runs
 def test_changed_file_gets_another_folder_and_the_old_one_goes(tmp_path: Path, cache: Path) -> None:
     file = write_hub_file(tmp_path / "a.parquet", ROWS)
     assert scan_in_child(file, tmp_path / "cache") == 0

@@ -52,6 +52,7 @@ def test_space_of_heads_is_valid_together_and_its_widths_alone_are_not() -> None
         validate_space(space[1:], build_config({}))
 
 
+@pytest.mark.runs
 def test_trials_of_one_linear_head_have_no_widths(tmp_path: Path) -> None:
     pytest.importorskip("optuna")
     space, _ = parse_search_options(HEADS)

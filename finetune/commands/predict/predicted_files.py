@@ -129,7 +129,7 @@ def write_predictions(
         if pictured is not None and saliency is not None:
             overlays = write_overlays(
                 job.bundle,
-                pictured.paths,
+                pictured.images,
                 saliency,
                 root=(*inputs, *lists)[0],
                 device=job.predictor.device,

@@ -2,22 +2,23 @@
 
 from pathlib import Path
 
+from finetune.commands.saliency.picture_paths import PicturedImage
 from finetune.inference.prediction_stream import PredictedBatch
 
 
 class SaliencyInputs:
-    """Image files by the names that users see.
+    """Image files with the names that users see.
 
     Args:
         folder: Folder for images that are not files.
 
     Attributes:
-        paths: Readable image files by their names.
+        images: Readable images as files.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.paths: dict[str, Path] = {}
+        self.images: list[PicturedImage] = []
 
     def add(self, batch: PredictedBatch) -> None:
         """Add the readable images of a batch."""
@@ -25,6 +26,6 @@ class SaliencyInputs:
             image = batch.images[row]
             path = image.path
             if path is None:
-                path = self._folder / f"{len(self.paths)}"
+                path = self._folder / f"{len(self.images)}"
                 path.write_bytes(image.data or b"")
-            self.paths[image.name] = path
+            self.images.append(PicturedImage(image.name, path, is_copy=image.path is None))

@@ -1,6 +1,6 @@
 """Pictures of images with their saliency maps, of the maps that are better than random ones."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from finetune.bundle.bundle import ModelBundle
+from finetune.commands.saliency.picture_paths import PicturedImage, plan_pictures
 from finetune.errors import ConfigError, RunFolderError
 from finetune.saliency.file_saliency import (
     FileSaliency,
@@ -95,7 +96,7 @@ def check_overlay_folder(folder: Path) -> None:
 
 def write_overlays(
     bundle: ModelBundle,
-    paths: Mapping[str, Path],
+    images: Sequence[PicturedImage],
     folder: Path,
     *,
     root: Path,
@@ -106,8 +107,8 @@ def write_overlays(
 
     Args:
         bundle: Model.
-        paths: Readable image files by the names that users see.
-        folder: Folder to write to; a picture has the name of its image below ``root``, with .png.
+        images: Readable image files.
+        folder: Folder to write to; for the names of the pictures, see ``plan_pictures``.
         root: Folder of the images, or the only image.
         device: Device to compute on.
         reporter: Receiver of progress.
@@ -117,47 +118,49 @@ def write_overlays(
         DataError: A file can no longer be read.
         StorageError: The disk is full or fails.
     """
-    names = list(paths)
-    _check_no_input(paths, folder, root)
+    pictures = plan_pictures(images, folder, root)
+    _check_no_input(images, pictures, folder)
     rows: list[OverlayRow] = []
     layer, reasons = "", dict[str, None]()
-    reporter.start("saliency maps", len(names))
-    for first in range(0, len(names), _CHUNK_SIZE):
-        chunk = names[first : first + _CHUNK_SIZE]
+    reporter.start("saliency maps", len(images))
+    for first in range(0, len(images), _CHUNK_SIZE):
+        chunk = slice(first, first + _CHUNK_SIZE)
         found = compute_file_saliency(
             bundle,
-            [paths[name] for name in chunk],
+            [image.path for image in images[chunk]],
             device=device,
             seed=first,
             on_image=reporter.advance,
         )
         layer = found.maps.layer
         reasons[found.maps.describe()] = None
-        rows += _write_chunk(found, chunk, folder, root)
+        rows += _write_chunk(found, images[chunk], pictures[chunk])
     reporter.finish()
     is_empty = all(row.file is None for row in rows)
     return Overlays(folder, layer, " ".join(reasons) if is_empty else "", tuple(rows))
 
 
 def _write_chunk(
-    found: FileSaliency, names: Sequence[str], folder: Path, root: Path
+    found: FileSaliency, images: Sequence[PicturedImage], pictures: Sequence[Path]
 ) -> list[OverlayRow]:
     rows = []
-    for row, (name, result) in enumerate(zip(names, found.maps.results, strict=True)):
+    for row, (image, result) in enumerate(zip(images, found.maps.results, strict=True)):
         if result is None:
-            rows.append(OverlayRow(name, None, None, None))
+            rows.append(OverlayRow(image.name, None, None, None))
             continue
         file = None
         if result.is_trusted:
-            file = _build_path(name, folder, root)
+            file = pictures[row]
             pixels = found.pixels[row]
             _save(join_pictures(draw_photo(pixels), draw_overlay(pixels, result.map)), file)
         scores = round(result.deletion, 6), round(result.random_deletion, 6)
-        rows.append(OverlayRow(name, None if file is None else str(file), *scores))
+        rows.append(OverlayRow(image.name, None if file is None else str(file), *scores))
     return rows
 
 
-def _check_no_input(paths: Mapping[str, Path], folder: Path, root: Path) -> None:
+def _check_no_input(
+    images: Sequence[PicturedImage], pictures: Sequence[Path], folder: Path
+) -> None:
     """Check that no picture would replace an image, before the first is written.
 
     Raises:
@@ -165,25 +168,13 @@ def _check_no_input(paths: Mapping[str, Path], folder: Path, root: Path) -> None
     """
     if not folder.exists():
         return
-    planned = {_build_path(name, folder, root).resolve() for name in paths}
-    replaced = next((path for path in paths.values() if path.resolve() in planned), None)
+    planned = {picture.resolve() for picture in pictures}
+    replaced = next((image.path for image in images if image.path.resolve() in planned), None)
     if replaced is not None:
         raise ConfigError(
             f"--saliency {folder} would replace an image of the prediction ({replaced}). Give "
             f"another folder."
         )
-
-
-def _build_path(name: str, folder: Path, root: Path) -> Path:
-    return folder / f"{_shorten(name, root)}.png"
-
-
-def _shorten(name: str, root: Path) -> Path:
-    """Return the name of an image below the folder of all images."""
-    path = Path(name)
-    if path.is_relative_to(root) and path != root:
-        return path.relative_to(root)
-    return Path(path.name) if path.is_absolute() or ".." in path.parts or path == root else path
 
 
 def join_pictures(left: Image.Image, right: Image.Image) -> Image.Image:

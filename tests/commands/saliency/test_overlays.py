@@ -100,3 +100,25 @@ def test_folder_of_maps_must_not_be_a_file(model: Path, photos: Path, tmp_path: 
     file.write_text("")
     with pytest.raises(RunFolderError, match=r"--saliency .* is a file"):
         predict(model, photos, saliency=file)
+
+
+def test_images_of_one_name_in_different_folders_have_a_map_each(
+    model: Path, photos: Path, tmp_path: Path
+) -> None:
+    files = []
+    for folder, photo in (("a/x", "0.png"), ("b/x", "1.png")):
+        file = tmp_path / folder / "1.png"
+        file.parent.mkdir(parents=True)
+        file.write_bytes((photos / "some" / photo).read_bytes())
+        files.append(file)
+    (tmp_path / "list.txt").write_text("\n".join(map(str, [*files, files[0]])))
+    out = tmp_path / "maps"
+    saliency = predict(model, tmp_path / "list.txt", saliency=out, device="cpu").saliency
+    assert saliency is not None
+    pictures = [Path(row.file or "") for row in saliency.rows]
+    expected = [out / "a/x/1.png.png", out / "b/x/1.png.png"]
+    assert pictures == [*expected, expected[0]]
+    for picture, file in zip(pictures, files, strict=False):
+        with Image.open(picture) as drawn, Image.open(file) as photo:
+            left = np.asarray(drawn)[:, :96].astype(int)
+            assert np.abs(left - np.asarray(photo)).max() < 3

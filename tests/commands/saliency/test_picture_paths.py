@@ -32,7 +32,7 @@ def test_pictures_stay_in_their_folder() -> None:
     assert not any(".." in path for path in found)
 
 
-def test_an_image_given_twice_has_one_picture() -> None:
+def test_images_given_twice_have_one_picture() -> None:
     assert plan("l.txt", ("/a/x.png", "/a/x.png"), ("/a/./x.png", "/a/x.png")) == ["x.png.png"] * 2
 
 

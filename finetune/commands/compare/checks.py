@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from finetune.commands.early_checks.stored_files import check_no_stored_file
 from finetune.config.load import diff_from_defaults
 from finetune.config.schema import Config
 from finetune.distributed.launch import LaunchInfo
@@ -31,7 +32,8 @@ def check_compare(
         csv: CSV file to write; None for none.
 
     Raises:
-        ConfigError: No backbone, a config key that a probe does not depend on, or random weights.
+        ConfigError: No backbone, a config key that a probe does not depend on, or random weights,
+            or the CSV is a file of a run.
         ModelError: The folder of weights does not exist.
         RunFolderError: The CSV path is a folder.
         StorageError: The CSV cannot be written.
@@ -54,6 +56,7 @@ def check_compare(
     if csv is not None:
         if csv.is_dir():
             raise RunFolderError(f"--csv {csv} is a folder. Give the path of a .csv file.")
+        check_no_stored_file("--csv", csv)
         check_writable(csv, "Choose another path for --csv.")
 
 

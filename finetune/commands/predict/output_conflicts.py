@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import combinations
 from pathlib import Path
 
+from finetune.commands.early_checks.stored_files import check_no_stored_file
 from finetune.data.file_listing import find_rejection_reason
 from finetune.data.streams.file_streams import FileStream, FolderStream, PathListStream
 from finetune.data.streams.open_stream import JoinedStream
@@ -64,10 +65,12 @@ class OutputGuard:
             files: Further files that are read: models and the class prior.
 
         Raises:
-            ConfigError: An output is one of them.
+            ConfigError: An output is one of them, or a file of a run, a study or a model.
         """
         if not self._outputs:
             return
+        for option, path in self._outputs.items():
+            check_no_stored_file(option, path)
         for file in files:
             self._check(file)
         for output in self._outputs.values():

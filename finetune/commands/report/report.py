@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import finetune
+from finetune.commands.early_checks.stored_files import check_no_stored_file
 from finetune.commands.report.collect import read_facts
 from finetune.commands.report.photos.collect_photos import add_changed_photos, add_photos
 from finetune.errors import ConfigError, StorageError
@@ -66,11 +67,14 @@ def report(
 
     Raises:
         RunFolderError: A path is neither a run folder nor a bundle, or is damaged.
-        ConfigError: The runs cannot be compared, or have no metrics of the split.
+        ConfigError: The runs cannot be compared, or have no metrics of the split, or ``output`` is
+            another file of a run or model.
         StorageError: The page cannot be written.
     """
     reporter = reporter or Reporter()
     folders = [Path(path) for path in paths]
+    if output is not None and Path(output).name != RunFolder(folders[0]).report_path.name:
+        check_no_stored_file("--output", Path(output))
     facts = [_choose_split(read_facts(folder), split) for folder in folders]
     if len(facts) > 1:
         check_same_classes(facts)

@@ -277,3 +277,19 @@ def test_saliency_maps_replace_no_image(tiny: Path, many: Path, tmp_path: Path) 
         finetune.predict(tiny, tmp_path, device="cpu", saliency=tmp_path, output=tmp_path / "p.csv")
     assert {file.name for file in tmp_path.iterdir()} == {"a.png", "a.png.png"}
     assert (tmp_path / "a.png.png").read_bytes() == content
+
+
+def test_predictions_replace_no_file_of_a_run(tiny: Path, many: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("config.yaml", "manifest.csv", "metrics.csv", "val_predictions.npz"):
+        (run / name).write_text("")
+    (tmp_path / "link.csv").symlink_to("run/metrics.csv")
+    files = {"output": tmp_path / "link.csv", "embeddings": run / "val_predictions.npz"}
+    for option, file in files.items():
+        with pytest.raises(ConfigError, match="would replace a file of the run in"):
+            finetune.predict(tiny, many / "00.png", device="cpu", **{option: file})  # type: ignore[arg-type]
+    assert all(file.read_text() == "" for file in run.iterdir())
+    for _ in range(2):  # its own earlier output
+        finetune.predict(tiny, many / "00.png", device="cpu", output=run / "p.csv")
+    assert "00.png" in (run / "p.csv").read_text()

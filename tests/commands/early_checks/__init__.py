@@ -1,0 +1,1 @@
+"""Tests of ``finetune.commands.early_checks``."""

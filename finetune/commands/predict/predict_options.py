@@ -148,7 +148,7 @@ def check_stored_models(options: PredictOptions, models: Sequence[Path]) -> None
     Checkpoints, exported files and models of other programs are not read.
 
     Args:
-        options: Settings, for a table of predictions.
+        options: Settings, for Parquet parts of predictions.
         models: Models.
 
     Raises:
@@ -162,7 +162,7 @@ def check_stored_models(options: PredictOptions, models: Sequence[Path]) -> None
             check_card_options(options, card, source=source)
             if options.reject is not None:
                 Rejector(load_rejection_statistics(path), options.reject, card)
-            build_row_format(options, card).list_columns()
+            build_row_format(options, card).list_columns(can_be_lines=False)
 
 
 def _iter_stored_cards(path: Path) -> Iterator[tuple[Path, ModelCard]]:

@@ -91,8 +91,11 @@ class RowFormat:
     keeps_all: bool = False
     extra: tuple[Column, ...] = ()
 
-    def list_columns(self) -> list[Column]:
+    def list_columns(self, *, can_be_lines: bool = True) -> list[Column]:
         """Return the columns: path, labels and probabilities, further ones, and error.
+
+        Args:
+            can_be_lines: Whether the rows may be JSON lines instead, for the message.
 
         Raises:
             ConfigError: The column of a class has the name of that of a rank.
@@ -110,11 +113,11 @@ class RowFormat:
             for name in self.classes:
                 column = Column(f"probability_{name}", "number")
                 if column.name in ranks:
+                    other = ", or write JSON lines (--output-format jsonl)" if can_be_lines else ""
                     raise ConfigError(
                         f"--top-k {self.top_k} with --all-probabilities has two columns "
                         f"{column.name}: that of rank {name}, and that of the class '{name}'. "
-                        f"Leave out one of the options, or write JSON lines (--output-format "
-                        f"jsonl)."
+                        f"Leave out one of the options{other}."
                     )
                 columns.append(column)
         return [*columns, *self.extra, Column("error", "text")]

@@ -205,6 +205,7 @@ def test_columns_of_ranks_and_of_classes_that_are_numbers_are_not_mixed_up(
     for output in ((), *outputs, ("--shards", tmp_path / "parts")):
         message = cli.fails(*words, "--top-k", 2, *output, code=ConfigError.exit_code)
         assert "two columns probability_2: that of rank 2" in message
+        assert ("JSON lines" in message) == ("--shards" not in output)
     assert list_names(tmp_path) == ["digits"]
     lines = tmp_path / "p.jsonl"
     cli.ok(*words, "--top-k", 2, "--output", lines)

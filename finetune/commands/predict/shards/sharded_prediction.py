@@ -122,7 +122,7 @@ def predict_shards(
         models, inputs, lists=lists, options=options, local_rank=share.local_rank,
         local_processes=share.local_processes, reporter=reporter,
     )  # fmt: skip
-    job.form.list_columns()  # whose names may not be distinct
+    job.form.list_columns(can_be_lines=False)  # whose names may not be distinct
     count = job.stream.count()
     manifest = open_folder(
         folder,

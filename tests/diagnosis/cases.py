@@ -87,7 +87,11 @@ FIRING: dict[str, list[RunEvidence]] = {
         create_gap(1.0, 0.5, 120, (4,) * 6),
         create_gap(1.0, 0.85, 150, (120, 120)),
     ],
-    "small_validation": [create_val([6, 6], [5, 6]), create_val([30, 30], [22, 21])],
+    "small_validation": [
+        create_val([6, 6], [5, 6]),
+        create_val([30, 30], [22, 21]),
+        create_label_scores(0.8, 0.75, num_images=40),
+    ],
     "easier_validation": [
         create_accuracies(0.95, 0.97, train=0.8),
         create_accuracies(0.8, 0.8, train=0.6, num_val=300),
@@ -183,7 +187,11 @@ SILENT: dict[str, list[RunEvidence]] = {
         create_gap(0.95, 0.93, 150, (120, 120)),
         create_gap(1.0, 0.85, 10, (120, 120)),
     ],
-    "small_validation": [create_val([50, 50], [45, 45]), create_val([50, 50], [25, 25])],
+    "small_validation": [
+        create_val([50, 50], [45, 45]),
+        create_val([50, 50], [25, 25]),
+        create_label_scores(0.8, 0.75),
+    ],
     "easier_validation": [
         create_accuracies(0.9, 0.9, train=0.88),
         create_accuracies(0.95, 0.97, train=0.8, num_val=20),

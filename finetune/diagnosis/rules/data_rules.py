@@ -18,7 +18,7 @@ from finetune.evaluation.significance import compute_wilson_interval
 from finetune.units import format_count, format_percent
 
 MAX_INTERVAL = 0.2
-"""Width of the 95% interval of the accuracy from which validation decides too little.
+"""Width of the 95% interval of the score from which validation decides too little.
 
 Ten points up or down: with 100 images it is never reached. Settings of a run differ by less.
 """
@@ -48,34 +48,42 @@ _SMOOTHING = 0.2
 
 
 def find_small_validation(evidence: RunEvidence) -> Finding | None:
-    """Find an accuracy whose interval is too wide to choose anything by."""
-    validation = evidence.validation
-    if validation is None or validation.num_correct is None or not validation.num_images:
+    """Find a score whose interval is too wide to choose anything by."""
+    validation, score = evidence.validation, get_final_score(evidence)
+    if validation is None or score is None:
         return None
-    total = validation.num_images
-    low, high = compute_wilson_interval(validation.num_correct, total)
+    low, high = compute_wilson_interval(score.num_correct, score.count)
     if high - low <= MAX_INTERVAL:
         return None
-    accuracy, option = validation.num_correct / total, suggest_division(evidence)
+    total, value = validation.num_images, format_percent(score.value)
+    images, option = format_count(total, "validation image"), ""
+    interval = f"may be anything from {format_percent(low)} to {format_percent(high)}"
+    if score.is_average_precision:
+        start = f"The mean average precision of {images} is {value}, and {interval}"
+        remedy = "Only more validation images are enough: add images, or raise data.val_fraction."
+    else:
+        start = f"Of {images} {score.num_correct:,} are correct: the accuracy of {value} {interval}"
+        option = suggest_division(evidence)
+        remedy = (
+            "Let each image be validated once by a cross-validation:"
+            if option
+            else "All folds together have more validation images, and only more images are enough."
+        )
     return Finding(
         rule="small_validation",
         severity="warning",
         title="Validation set too small to trust",
         sentence=(
-            f"Of {format_count(total, 'validation image')} {validation.num_correct:,} are correct: "
-            f"the accuracy of {format_percent(accuracy)} may be anything from "
-            f"{format_percent(low)} to {format_percent(high)} (95% interval), so that differences "
-            f"between runs and epochs are mostly chance."
+            f"{start} (95% interval), so that differences between runs and epochs are mostly "
+            f"chance."
         ),
         numbers={
             "validation_images": total,
-            "accuracy": accuracy,
+            score.name: score.value,
             "interval_low": low,
             "interval_high": high,
         },
-        remedy="Let each image be validated once by a cross-validation:"
-        if option
-        else "All folds together have more validation images, and only more images are enough.",
+        remedy=remedy,
         option=option,
     )
 

@@ -49,6 +49,7 @@ from finetune.bundle.verification.timm_config_check import check_timm_config
 from finetune.errors import ModelError, RunFolderError
 from finetune.lookup import suggest_path
 from finetune.system.files import write_folder_atomically
+from finetune.system.run_paths import RunFolder
 
 _PACKAGES = {
     "finetune": "finetune-vision",
@@ -195,7 +196,7 @@ def load_model(path: Path) -> ModelBundle:
         raise RunFolderError(refusal)
     raise RunFolderError(
         f"{path} contains no model: neither bundle/finetune.json nor checkpoints/best.ckpt exists. "
-        f"If the run was stopped in its first epoch, resume it with finetune fit --resume {path}."
+        f"If the run was stopped in its first epoch, resume it: {RunFolder(path).resume_command}"
     )
 
 

@@ -56,7 +56,7 @@ def check_unused(path: Path) -> None:
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         hint = (
-            f"Resume it with finetune fit --resume {path}, or choose another --output."
+            f"Resume it with {RunFolder(path).resume_command}, or choose another --output."
             if (path / "config.yaml").is_file()
             else "Choose another --output."
         )

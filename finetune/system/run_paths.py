@@ -1,5 +1,6 @@
 """Paths of the files in a run folder."""
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -152,6 +153,14 @@ class RunFolder:
         is_part = self.path.parent.name == "folds" or self.path.name == "refit"
         outer = RunFolder(folder)
         return outer if is_part and outer.folds_csv_path.is_file() else self
+
+    @property
+    def resume_command(self) -> str:
+        """Command line that resumes the run, quoted for a shell.
+
+        A part of a cross-validation is resumed with the others.
+        """
+        return shlex.join(["finetune", "fit", "--resume", str(self.cross_validation_run.path)])
 
     @property
     def wandb_id_path(self) -> Path:

@@ -416,3 +416,10 @@ def test_readme_shows_undefined_metrics(saved: Path, tmp_path: Path) -> None:
     save_bundle(bundle.network, replace(bundle.card, facts=facts), tmp_path / "bundle")
     readme = (tmp_path / "bundle" / "README.md").read_text(encoding="utf-8")
     assert "| val | rarest_third_recall | undefined |" in readme
+
+
+def test_load_model_without_a_model_quotes_the_command_that_resumes(tmp_path: Path) -> None:
+    folder = tmp_path / "my run"
+    folder.mkdir()
+    with pytest.raises(RunFolderError, match=r"resume it: finetune fit --resume '.*/my run'$"):
+        load_model(folder)

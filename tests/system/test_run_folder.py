@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import threading
 import time
 from pathlib import Path
@@ -42,10 +43,18 @@ def test_check_unused_empty_or_missing_folder_passes_and_creates_nothing(tmp_pat
 
 
 def test_create_existing_run_raises_run_folder_error_with_resume_command(tmp_path: Path) -> None:
-    run = create_run(tmp_path / "run")
-    resume = re.escape(f"finetune fit --resume {run.path}")
+    run = create_run(tmp_path / "my run")
+    resume = re.escape(f"finetune fit --resume '{run.path}'")
     with pytest.raises(RunFolderError, match=f"not empty.*{resume}"):
         create_run(run.path)
+
+
+def test_resume_command_of_a_fold_is_that_of_its_cross_validation(tmp_path: Path) -> None:
+    whole = create_run(tmp_path / "it's")
+    whole.folds_csv_path.touch()
+    fold = create_run(whole.path / "folds" / "1")
+    expected = ["finetune", "fit", "--resume", str(whole.path)]
+    assert shlex.split(fold.resume_command) == expected
 
 
 def test_create_in_folder_of_other_files_raises_without_resume_command(tmp_path: Path) -> None:

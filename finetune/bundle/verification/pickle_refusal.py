@@ -1,5 +1,6 @@
 """Refusal of model files that may contain pickled code, by their names: none is opened."""
 
+import shlex
 from pathlib import Path
 
 _SUFFIXES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".joblib", ".pt.tar", ".pth.tar")
@@ -37,5 +38,5 @@ def _explain_file(file: Path) -> str:
     return (
         f"{file} may contain pickled code, and is not opened as a model. Pass a run folder, a "
         f"bundle or exported folder (safetensors) or a .ckpt file of a run. If it is a state dict "
-        f"of tensors, begin a run with it: finetune fit DATA --weights {file.name}"
+        f"of tensors, begin a run with it: finetune fit DATA --weights {shlex.quote(file.name)}"
     )

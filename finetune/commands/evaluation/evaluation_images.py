@@ -1,5 +1,6 @@
 """Images that a model is evaluated on: those of its run, as they are now, or others."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -81,7 +82,7 @@ def select_images(
         if data is None:
             raise ConfigError(
                 f"{model} is not a run folder, so it has no held-out images. Give a folder of "
-                f"labelled images: finetune evaluate {model} FOLDER"
+                f"labelled images: finetune evaluate {shlex.quote(str(model))} FOLDER"
             )
         tables = DEFAULT_TABLE_OPTIONS.adapt_to_other_data(multi_label_classes)
         return _select_other_images(data, None, split, splits, options, reporter, tables)

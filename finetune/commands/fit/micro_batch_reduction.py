@@ -1,6 +1,7 @@
 """Reduction of the micro-batches of a run that is out of memory."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 from finetune.builders import Training, get_micro_batch_size
@@ -70,8 +71,9 @@ def reduce_micro_batch(training: Training, error: OutOfMemoryError) -> ResolvedC
             f"or model.grad_checkpointing=true."
         )
     if config.world_size > 1:
+        run = RunFolder(Path(config.output))
         raise OutOfMemoryError(
-            f"{error} Resume with smaller micro-batches: finetune fit --resume {config.output} "
+            f"{error} Resume with smaller micro-batches: {run.resume_command} "
             f"trainer.accumulate_grad_batches={accumulate * factor}"
         )
     return replace_values(config, {"trainer.accumulate_grad_batches": accumulate * factor})

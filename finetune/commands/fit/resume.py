@@ -1,6 +1,5 @@
 """Resumption of a run: what is complete, which settings may change, objects from its folder."""
 
-import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -94,8 +93,7 @@ def suggest_resume(
         reporter: Receiver of the command.
         fold: The one fold that the process trains, as one of several jobs; None for all.
     """
-    words = ["finetune", "fit", "--resume", str(run.cross_validation_run.path)]
-    command = shlex.join(words if fold is None else [*words, "--fold", str(fold)])
+    command = run.resume_command if fold is None else f"{run.resume_command} --fold {fold}"
     try:
         yield
     except KeyboardInterrupt:

@@ -213,11 +213,11 @@ def test_reduce_micro_batch_uses_the_next_divisor(
     [
         (
             {"trainer__devices": 2},
-            "finetune fit --resume runs/a trainer.accumulate_grad_batches=2",
+            "finetune fit --resume 'my runs/a' trainer.accumulate_grad_batches=2",
         ),
         (
             {"trainer__devices": 2, "trainer__num_nodes": 2, "model__batch_norm": "frozen"},
-            "finetune fit --resume runs/a trainer.accumulate_grad_batches=2",
+            "finetune fit --resume 'my runs/a' trainer.accumulate_grad_batches=2",
         ),
         (
             {
@@ -237,7 +237,7 @@ def test_reduce_micro_batch_uses_the_next_divisor(
 def test_reduce_micro_batch_not_possible_raises_out_of_memory_error(
     settings: dict[str, Any], message: str, animals: Path
 ) -> None:
-    training = create_small_training(animals, output="runs/a", **settings)
+    training = create_small_training(animals, output="my runs/a", **settings)
     assert get_micro_batch_size(training) in (1, 2, 4)
     with pytest.raises(OutOfMemoryError) as caught:
         reduce_micro_batch(training, OutOfMemoryError("Full."))

@@ -138,8 +138,8 @@ def _add_network_pictures(
     split = choose_main_split(facts)
     if facts.folds is not None:
         text = (
-            f"A cross-validation has a network for each fold: finetune report {facts.path}/folds/1 "
-            f"draws the map of the images of one."
+            f"A cross-validation has a network for each fold: finetune report "
+            f"{shlex.quote(f'{facts.path}/folds/1')} draws the map of the images of one."
         )
         return replace(photos, skipped=(text,))
     if split is None or split not in facts.predictions:

@@ -12,6 +12,7 @@ from typing import Any
 from pytorch_lightning.loggers import MLFlowLogger
 
 from finetune.errors import TrackingError
+from finetune.system.run_paths import RunFolder
 from finetune.training.loggers.tracked_records import (
     MAX_PICTURES,
     DatasetRecord,
@@ -184,7 +185,7 @@ def start_mlflow_run(
         reason = str(error).partition("\n")[0].rstrip(".")
         raise TrackingError(
             f"MLflow failed to start with tracking.mlflow={uri}: {reason}. Check the URI, or leave "
-            f"tracking.mlflow out; resume the run with --resume {run_dir}."
+            f"tracking.mlflow out; resume the run: {RunFolder(run_dir).resume_command}"
         ) from error
     return logger
 

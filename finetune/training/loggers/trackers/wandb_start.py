@@ -6,6 +6,7 @@ from typing import Any
 
 from finetune.distributed import signals
 from finetune.errors import TrackingError
+from finetune.system.run_paths import RunFolder
 
 
 def start_wandb_run(
@@ -57,5 +58,5 @@ def start_wandb_run(
         reason = str(error).partition("\n")[0].rstrip(".")
         raise TrackingError(
             f"Weights & Biases failed to start: {reason}. Log in with `wandb login`, or use "
-            f"--wandb offline; resume the run with --resume {run_dir}."
+            f"--wandb offline; resume the run: {RunFolder(run_dir).resume_command}"
         ) from error

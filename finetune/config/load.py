@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 from finetune.config.renamed_keys import rename_key, rename_keys
 from finetune.config.schema import Config
-from finetune.config.section import describe_invalid_value, parse_text
+from finetune.config.section import begins_with_key, describe_invalid_value, parse_text
 from finetune.errors import ConfigError
 from finetune.lookup import suggest_name
 
@@ -282,7 +282,9 @@ def _format_errors(
         prefix = f"{key}."
         related = (k for k in sources if prefix.startswith(f"{k}.") or k.startswith(prefix))
         source = sources.get(next(related, ""), source_name)
-        lines.append(f"{key}: {_describe_error(key, key_errors)} ({source})")
+        text = _describe_error(key, key_errors)
+        separator = "." if begins_with_key(text, Config.model_fields.get(key)) else ": "
+        lines.append(f"{key}{separator}{text} ({source})")
     return lines
 
 

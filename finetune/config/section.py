@@ -1,11 +1,13 @@
 """Base class and value types of the config sections."""
 
+import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from finetune.lookup import suggest_name
@@ -82,6 +84,17 @@ _EXPECTED_BY_TYPE = {
     "invalid_key": "text as the name of a key",
 }
 """What is expected, by pydantic's type of error, where its message speaks of Python."""
+
+
+def begins_with_key(text: str, section: FieldInfo | None) -> bool:
+    """Return whether a message begins with a key of a section, as what it says of two of them does.
+
+    Args:
+        text: Message.
+        section: Field of the config; None and other fields have no keys.
+    """
+    keys = getattr(None if section is None else section.annotation, "model_fields", {})
+    return re.split(r"[^a-z0-9_]", text, maxsplit=1)[0] in keys
 
 
 def describe_invalid_value(errors: Sequence[ErrorDetails]) -> str:

@@ -1,5 +1,6 @@
 """Tests of the settings that apply to multi-label images, and of those that do not."""
 
+import re
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from finetune.config.multi_label import LABEL_LOSSES, refuse_multi_label, resolv
 from finetune.config.schema import Config
 from finetune.errors import ConfigError
 from finetune.losses import MULTI_LABEL_LOSSES
+from finetune.units import format_yaml_value
 
 
 def resolve(*, is_multi_label: bool = True, **settings: Any) -> Config:
@@ -134,3 +136,12 @@ def test_refuse_multi_label_names_what_was_requested() -> None:
     refuse_multi_label("--folds", is_multi_label=False, remedy="Leave it out.")
     with pytest.raises(ConfigError, match="--folds cannot be used with multi-label images"):
         refuse_multi_label("--folds", is_multi_label=True, remedy="Leave it out.")
+
+
+@pytest.mark.parametrize("found", [None, True, 1.5, ["a"]])
+def test_label_columns_that_yaml_reads_as_no_text_are_refused(found: object) -> None:
+    message = f"data.label_columns: found {format_yaml_value(found)} in the list"
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        build_config({"data": {"label_columns": ["a", found]}})
+    config = build_config({"data": {"label_columns": ["a", 1]}})
+    assert config.data.label_format.columns == ("a", "1")

@@ -178,9 +178,26 @@ def test_wrong_hidden_layers_name_the_form(params: dict[str, object], message: s
         build_config({}, assignments={"model.head": "mlp", "model.head_params": params})
 
 
+@pytest.mark.parametrize(
+    ("tree", "line"),
+    [
+        ({"model": {"head": "mlp", "head_params": {"hidden": [0]}}}, "model.head_params.hidden"),
+        ({"model": {"head": "mlp", "head_params": {"width": 3}}}, "model.head_params: unknown"),
+        ({"model": {"head_params": {"hidden": [4]}}}, "model.head_params cannot apply to model"),
+        ({"tracking": {"registry": "a/b"}}, "tracking.registry=a/b cannot apply to tracking"),
+        ({"tracking": {"registry": ""}}, "tracking.registry: found '', expected text"),
+        ({"tracking": {"group": ""}}, "tracking.group: found '', expected text"),
+    ],
+)
+def test_messages_of_a_section_name_the_whole_key(tree: dict[str, object], line: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build_config(tree)
+    assert str(caught.value).splitlines()[1].strip().startswith(line)
+
+
 def test_config_split_fractions_of_one_raise_config_error() -> None:
     tree = {"data": {"val_fraction": 0.6, "test_fraction": 0.4}}
-    with pytest.raises(ConfigError, match=r"data: val_fraction 0\.6 and test_fraction 0\.4"):
+    with pytest.raises(ConfigError, match=r"data\.val_fraction 0\.6 and test_fraction 0\.4"):
         build_config(tree)
 
 

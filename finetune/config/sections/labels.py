@@ -12,6 +12,14 @@ from finetune.units import format_yaml_value
 def _join_columns(value: Any) -> Any:
     """Return ``data.label_columns`` as text, from text or from a list of a config file."""
     if isinstance(value, (list, tuple)):
+        # a column may be called 1; yes and null without quotes are no texts in YAML
+        other = [n for n in value if isinstance(n, bool) or not isinstance(n, str | int)]
+        if other:
+            found = format_yaml_value(other[0])
+            raise ValueError(
+                f"found {found} in the list, expected names of columns. If a column is called so, "
+                f"write its name in quotes, as in ['yes', 'null']"
+            )
         value = ",".join(map(str, value))
     if not isinstance(value, str):
         found = format_yaml_value(value)

@@ -71,6 +71,13 @@ class TrackingConfig(Section):
             )
         return uri
 
+    @field_validator("entity", "name", "group", "job_type", "registry")
+    @classmethod
+    def _check_text(cls, text: str | None) -> str | None:
+        if text == "":
+            raise ValueError("found '', expected text, or null for none")
+        return text
+
     @model_validator(mode="after")
     def _check_registry(self) -> "TrackingConfig":
         if self.registry is not None and self.wandb != "online":

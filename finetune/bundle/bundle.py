@@ -49,7 +49,7 @@ from finetune.bundle.verification.timm_config_check import check_timm_config
 from finetune.errors import ModelError, RunFolderError
 from finetune.lookup import suggest_path
 from finetune.system.files import write_folder_atomically
-from finetune.system.run_paths import RunFolder
+from finetune.system.run_paths import RunFolder, find_whole_folder
 
 _PACKAGES = {
     "finetune": "finetune-vision",
@@ -175,7 +175,7 @@ def load_model(path: Path) -> ModelBundle:
     refusal = explain_pickle(path) if path.is_file() else None
     if refusal is not None:
         raise RunFolderError(refusal)
-    root = path if path.is_dir() else path.parent
+    root = find_whole_folder(path if path.is_dir() else path.parent)
     folder = find_bundle(path)
     if folder is not None:
         return _load_bundle(folder, root=root)

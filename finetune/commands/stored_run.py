@@ -18,6 +18,7 @@ from finetune.data.manifest import Manifest, read_manifest
 from finetune.errors import DataError, RunFolderError
 from finetune.lookup import find_module_inside
 from finetune.system.run_folder import RunFolder
+from finetune.system.run_paths import find_whole_folder
 from finetune.types import Sample
 from finetune.units import format_count
 
@@ -69,6 +70,8 @@ def read_stored_tree(run: RunFolder) -> dict[str, Any]:
 def check_stored_code(folder: Path, tree: Mapping[str, Any]) -> None:
     """Check that a stored config names no code that lies in the folder of the config.
 
+    The folder of a trial is that of its study, and that of a fold the one of all folds.
+
     A run continues with the code that its config names (``loss.name=package.module:function``),
     as it began. That of somebody else may bring code along; nothing is imported here.
 
@@ -79,6 +82,7 @@ def check_stored_code(folder: Path, tree: Mapping[str, Any]) -> None:
     Raises:
         RunFolderError: It names such code.
     """
+    folder = find_whole_folder(folder)
     for key, value in _iter_texts(tree):
         location = find_module_inside(value.partition(":")[0], folder) if ":" in value else None
         if location is not None:

@@ -181,3 +181,18 @@ class RunFolder:
     def mlflow_id_path(self) -> Path:
         """Id of the MLflow run."""
         return self.path / "mlflow_id.txt"
+
+
+def find_whole_folder(folder: Path) -> Path:
+    """Return the folder of the run, study or cross-validation that a folder is a part of.
+
+    That is the run of a bundle or of checkpoints, the study of a trial, and the cross-validation of
+    a fold; else the folder itself.
+    """
+    folder = folder.absolute()
+    if folder.name in ("bundle", "checkpoints") and (folder.parent / "config.yaml").is_file():
+        folder = folder.parent
+    study = folder.parent.parent
+    if folder.parent.name == "trials" and (study / "study.json").is_file():
+        return study
+    return RunFolder(folder).cross_validation_run.path

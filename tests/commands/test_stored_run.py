@@ -125,3 +125,22 @@ def test_resume_refuses_code_in_the_run_folder(
     (run / "brought_along.py").rename(tmp_path / "brought_along.py")
     monkeypatch.syspath_prepend(tmp_path)
     check_stored_code(run, read_stored_tree(RunFolder(run)))
+
+
+@pytest.mark.parametrize(
+    ("part", "marker"),
+    [("trials/001", "study.json"), ("folds/1", "folds.csv"), ("refit", "folds.csv")],
+)
+def test_parts_name_no_code_in_the_folder_of_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, marker: str
+) -> None:
+    run = tmp_path / part
+    run.mkdir(parents=True)
+    (tmp_path / "brought_along.py").write_text("raise SystemExit('executed')\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    tree = {"loss": {"name": "brought_along:build"}}
+    check_stored_code(run, tree)  # the folder of the user
+    (tmp_path / marker).touch()
+    with pytest.raises(RunFolderError, match=r"names code, loss\.name=brought_along:build"):
+        check_stored_code(run, tree)
+    assert "brought_along" not in sys.modules

@@ -73,12 +73,20 @@ class SearchDimension:
         return _encode(value) if self.choices else value
 
     def decode(self, stored: Any) -> Any:
-        """Return the value of the key for a stored one, numbers in three digits."""
-        if not self.choices:
-            if not isinstance(stored, float):
-                return stored
+        """Return the value of the key for a stored one, numbers in three digits.
+
+        Raises:
+            ValueError: The value is none of the space.
+        """
+        if self.choices:
+            for choice in self.choices:
+                if _encode(choice) == stored:
+                    return choice
+        elif isinstance(stored, float):
             return min(max(float(f"{stored:.3g}"), self.low), self.high)
-        return next(choice for choice in self.choices if _encode(choice) == stored)
+        elif self.contains(stored):
+            return stored
+        raise ValueError(f"{self.key}={format_value(stored)} is not in the search space")
 
     def build_distribution(self) -> "BaseDistribution":
         """Return Optuna's form of it."""

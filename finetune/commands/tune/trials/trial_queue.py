@@ -21,6 +21,7 @@ from finetune.commands.tune.space.conditional_keys import select_applicable
 from finetune.commands.tune.space.search_space import SearchDimension
 from finetune.commands.tune.trials.trial_lock import lock_trial
 from finetune.distributed import signals
+from finetune.errors import RunFolderError
 from finetune.system.files import translate_disk_errors
 
 if TYPE_CHECKING:
@@ -147,9 +148,24 @@ class TrialQueue:
         return claimed
 
     def decode(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the values of the keys that apply in a trial, from the drawn ones as stored."""
-        drawn = {key: self.space[key].decode(stored) for key, stored in params.items()}
+        """Return the values of the keys that apply in a trial, from the drawn ones as stored.
+
+        Raises:
+            RunFolderError: A stored value is not in the search space.
+        """
+        try:
+            drawn = {key: self._get_dimension(key).decode(params[key]) for key in params}
+        except ValueError as error:
+            raise RunFolderError(
+                f"{self.folder / 'study.db'} and space.yaml in the same folder are of different "
+                f"searches: {error}. Restore the folder as it was, or start a new study."
+            ) from error
         return select_applicable(drawn)
+
+    def _get_dimension(self, key: str) -> SearchDimension:
+        if key not in self.space:
+            raise ValueError(f"{key} is not in the search space")
+        return self.space[key]
 
     def count_started(self) -> int:
         """Return the number of trials that run or have ended."""
@@ -265,6 +281,7 @@ class TrialQueue:
         for frozen in self.get_trials():
             if frozen.state is not optuna.trial.TrialState.RUNNING:
                 continue
+            self.decode(frozen.params)  # raises before the trial is locked
             lock = lock_trial(self.folder, frozen.number)
             if lock is None:
                 continue

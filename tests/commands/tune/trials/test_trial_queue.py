@@ -13,6 +13,7 @@ pytest.importorskip("optuna")
 
 from finetune.commands.tune.space.search_space import SearchDimension
 from finetune.commands.tune.trials.trial_queue import MAX_ATTEMPTS, ClaimedTrial, TrialQueue
+from finetune.errors import RunFolderError
 from tests.support.helpers import ROOT
 
 pytestmark = pytest.mark.runs
@@ -224,3 +225,27 @@ def test_lock_study_waits_for_another_process(tmp_path: Path) -> None:
     assert time.monotonic() - start > 0.5
     process.wait()
     process.stdout.close()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("optim.lr", "my.losses:focal"), ("augment.name", "a.b:c"), ("loss.name", 1)]
+)
+def test_claim_stored_value_outside_of_the_space_is_refused(
+    tmp_path: Path, key: str, value: str | int
+) -> None:
+    import optuna
+
+    queue = open_queue(tmp_path, enqueue=True)
+    stored = {**DEFAULTS, key: value}
+    queue.study.add_trial(
+        optuna.trial.create_trial(
+            state=optuna.trial.TrialState.RUNNING,
+            params=stored,
+            distributions={
+                name: optuna.distributions.CategoricalDistribution([one])
+                for name, one in stored.items()
+            },
+        )
+    )
+    with pytest.raises(RunFolderError, match=rf"of different searches: {key}.* not in the search"):
+        queue.claim(4)

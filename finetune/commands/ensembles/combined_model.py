@@ -8,6 +8,10 @@ from typing import Any
 import numpy as np
 
 from finetune.bundle.bundle import ModelBundle, combine_models, load_model
+from finetune.commands.ensembles.distinct_models import (
+    check_distinct_models,
+    check_distinct_paths,
+)
 from finetune.commands.ensembles.member_runs import find_shared_validation_images, read_member_runs
 from finetune.commands.ensembles.weighting import check_weighting
 from finetune.errors import ConfigError
@@ -84,15 +88,17 @@ def load_models(
         reporter: Receives progress, and a note on fitted weights.
 
     Raises:
-        ConfigError: ``weights`` is unknown, or cannot be fitted.
+        ConfigError: ``weights`` is unknown, or cannot be fitted, or two models are the same.
         ModelError: The models do not have the same classes.
         RunFolderError: A model is missing or damaged.
     """
     check_weighting(weights, num_models=len(paths))
+    check_distinct_paths(paths)
     models = [load_model(path) for path in paths]
     if len(models) == 1:
         return models[0]
     combined = combine_models(models)
+    check_distinct_models(models, paths)
     if weights == "equal":
         return combined
     if combined.card.is_multi_label:

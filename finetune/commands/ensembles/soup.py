@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune.bundle.bundle import ModelBundle, load_model
+from finetune.commands.ensembles.distinct_models import check_distinct_models
 from finetune.commands.ensembles.member_runs import find_shared_validation_images, read_member_runs
 from finetune.commands.ensembles.soup_checks import check_soup
 from finetune.commands.ensembles.statistics_batches import iterate_statistics_batches
@@ -129,6 +130,7 @@ def cook_soup(paths: Sequence[Path], *, method: str, reporter: Reporter) -> Mode
         )
     bundles = [load_model(path) for path in paths]
     check_soup(paths, bundles)
+    check_distinct_models(bundles, paths)
     kitchen = _Kitchen(paths, bundles[0].card.classes, reporter)
     reporter.start("averaging weights", len(paths))
     scores = [kitchen.score(bundle) for bundle in bundles]

@@ -210,8 +210,9 @@ def test_invalid_weights_raise_config_error(
 
 
 def test_model_that_is_given_twice_raises_config_error(runs: Runs, insects: Path) -> None:
-    with pytest.raises(ConfigError, match="given twice"):
-        finetune.predict([runs.first, runs.first / "."], insects, device="cpu")
+    for other in (runs.first / ".", runs.first / "bundle"):
+        with pytest.raises(ConfigError, match="given twice"):
+            finetune.predict([runs.first, other], insects, device="cpu")
 
 
 @pytest.mark.runs

@@ -1,0 +1,70 @@
+"""Checks that the models of an ensemble are different ones."""
+
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finetune.bundle.model_card import find_bundle
+from finetune.bundle.runtimes.model_paths import find_model_file, is_hub_name
+from finetune.errors import ConfigError
+
+if TYPE_CHECKING:
+    from finetune.bundle.bundle import ModelBundle
+
+
+def check_distinct_paths(paths: Sequence[Path]) -> None:
+    """Check that no two paths are those of one model, as a run folder and its bundle are.
+
+    Raises:
+        ConfigError: Two are.
+    """
+    for (path, place), (other, other_place) in combinations(
+        [(path, _find_place(path)) for path in paths], 2
+    ):
+        if place == other_place and path.absolute() == other.absolute():
+            raise ConfigError(f"{other} is given twice. Give each model once.")
+        if place == other_place:
+            raise ConfigError(
+                f"{other} is the model of {path}, and is given twice. Give each model once."
+            )
+
+
+def check_distinct_models(models: Sequence["ModelBundle"], paths: Sequence[Path]) -> None:
+    """Check that no two models have the same weights, as copies of a folder do.
+
+    Args:
+        models: Loaded models.
+        paths: Their paths.
+
+    Raises:
+        ConfigError: Two have.
+    """
+    pairs = combinations(zip(models, paths, strict=True), 2)
+    for (model, path), (other, other_path) in pairs:
+        if _has_same_weights(model, other):
+            raise ConfigError(
+                f"{path} and {other_path} have the same weights. The mean of a model with itself "
+                f"is that model: give each model once."
+            )
+
+
+def _find_place(path: Path) -> Path:
+    """Return the folder or file that a model is read from."""
+    if is_hub_name(path):
+        return path
+    return (find_bundle(path) or find_model_file(path) or path).resolve()
+
+
+def _has_same_weights(model: "ModelBundle", other: "ModelBundle") -> bool:
+    """Return whether two models are the same networks; what other runtimes run is not compared."""
+    import torch
+
+    if len(model.members) != len(other.members) or model.weights != other.weights:
+        return False
+    state, other_state = model.network.state_dict(), other.network.state_dict()
+    return (
+        bool(state)
+        and state.keys() == other_state.keys()
+        and all(torch.equal(tensor, other_state[name]) for name, tensor in state.items())
+    )

@@ -9,6 +9,9 @@ if TYPE_CHECKING:
 TRAINING_CHOICES_KEY = "training_choices"
 """Fact of a card: keys of what validation images chose in training, a list."""
 
+FOLD_CHOICES_KEY = "fold_choices"
+"""Entry of the evaluation of the held-out images of folds: what they chose, in words."""
+
 _TRAINING_CHOICES = {
     "last_stage_epochs": "the epoch of the last stage",
     "learning_rate_falls": "when the learning rate fell",
@@ -51,13 +54,35 @@ def _get_keys(facts: Mapping[str, Any]) -> Sequence[str]:
     return keys
 
 
-def describe_validation_choices(choices: Iterable[str]) -> str:
-    """Return a sentence on metrics of the images that made the choices; "" without any."""
+def describe_validation_choices(choices: Iterable[str], *, has_folds: bool = False) -> str:
+    """Return a sentence on metrics of the images that made the choices; "" without any.
+
+    Args:
+        choices: What they chose, in words.
+        has_folds: Whether they are the held-out images of folds, each of which chose for its own.
+    """
     *first, last = [*choices] or [""]
     if not last:
         return ""
     names = f"{', '.join(first)} and {last}" if first else last
+    images = "held-out images" if has_folds else "validation images"
     return (
-        f"The validation images also chose {names}: metrics of the validation images are somewhat "
-        f"optimistic. Compare models on test images."
+        f"The {images}{' of each fold' if has_folds else ''} also chose {names}: metrics of the "
+        f"{images} are somewhat optimistic. Compare models on test images."
     )
+
+
+def describe_card_choices(card: "ModelCard", members: Iterable["ModelCard"] = ()) -> str:
+    """Return the sentence on what the images of a card's metrics chose; "" without any.
+
+    Args:
+        card: Card of a model.
+        members: Cards of the members of an ensemble.
+    """
+    facts = card.facts
+    metrics: Mapping[str, Any] = facts.get("metrics") or {}
+    if "out_of_fold" in metrics:
+        evaluation = (facts.get("evaluations") or {}).get("out_of_fold") or {}
+        return describe_validation_choices(evaluation.get(FOLD_CHOICES_KEY, ()), has_folds=True)
+    choices = list_validation_choices([card, *members]) if "val" in metrics else ()
+    return describe_validation_choices(choices)

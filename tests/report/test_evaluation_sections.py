@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 
 from finetune.report.page import render_report
+from finetune.report.run_facts import RunFacts
 from finetune.report.sections.data_section import build_data
 from finetune.report.sections.evaluation.confusion_section import (
     NUM_PAIRS,
     build_confusion,
     estimate_width,
 )
+from finetune.report.sections.evaluation.metrics_section import build_metrics
 from tests.report.test_sections import build_facts
 from tests.support.reports import build_predictions
 
@@ -64,3 +66,21 @@ def test_small_classes_are_those_with_few_training_images_after_the_split() -> N
     assert section is not None
     [line] = [one for one in section.audit if "fewer than 20 training images" in one.kind]
     assert (line.count, line.remark) == (2, "class 1, class 0")
+
+
+def test_choices_of_folds_are_those_of_their_held_out_images() -> None:
+    folds = {
+        "out_of_fold": {"metrics": {"accuracy": 0.9}},
+        "folds": [
+            {"validation_choices": ["the epoch", "the temperature"]},
+            {"validation_choices": ["the temperature", "when training ended"]},
+            {},  # of an earlier release
+        ],
+    }
+    section = build_metrics(RunFacts(name="cv", path="cv", classes=("a", "b"), folds=folds))
+    assert section is not None
+    assert section.choices == (
+        "The held-out images of each fold also chose the epoch, the temperature and when training "
+        "ended: metrics of the held-out images are somewhat optimistic. Compare models on test "
+        "images."
+    )

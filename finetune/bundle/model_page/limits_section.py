@@ -7,10 +7,7 @@ from finetune.bundle.model_card import ModelCard
 from finetune.bundle.model_page.data_paragraph import DATA_KEY
 from finetune.bundle.model_page.escape_text import escape_markdown
 from finetune.bundle.model_page.metric_tables import choose_split, format_interval
-from finetune.bundle.validation_choices import (
-    describe_validation_choices,
-    list_validation_choices,
-)
+from finetune.bundle.validation_choices import describe_card_choices
 from finetune.units import format_count, format_percent
 
 DIAGNOSIS_KEY = "diagnosis"
@@ -113,8 +110,7 @@ def _iter_sample_limits(card: ModelCard) -> Iterator[str]:
             )
         else:
             yield f"Measured on {count}. Images from elsewhere were not measured."
-    has_val = "val" in (card.facts.get("metrics") or {})
-    if sentence := describe_validation_choices(list_validation_choices([card]) if has_val else ()):
+    if sentence := describe_card_choices(card):
         yield sentence
 
 

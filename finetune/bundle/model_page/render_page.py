@@ -1,6 +1,6 @@
 """README of a model in Markdown, with the head that the Hugging Face hub reads."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from finetune.bundle.ensemble_card import get_member_folder
 from finetune.bundle.label_card import render_thresholds
@@ -17,10 +17,7 @@ from finetune.bundle.model_page.page_head import build_page_head
 from finetune.bundle.model_page.probability_notes import render_probabilities
 from finetune.bundle.model_page.usage_example import FOLDER, render_download, render_usage
 from finetune.bundle.model_page.weights_origin import find_strictest, find_weights_origin
-from finetune.bundle.validation_choices import (
-    describe_validation_choices,
-    list_validation_choices,
-)
+from finetune.bundle.validation_choices import describe_card_choices
 from finetune.lookup import is_import_path
 from finetune.units import format_count
 
@@ -96,9 +93,8 @@ def render_ensemble_readme(
         f"| {escape_markdown(member.backbone)} | {member.spec.input_size[-1]} px | {weight:.4f} |\n"
         for number, (member, weight) in enumerate(zip(cards, weights, strict=True))
     )
-    metrics: Mapping[str, Mapping[str, float | None]] = card.facts.get("metrics") or {}
-    choices = list_validation_choices([card, *cards]) if "val" in metrics else ()
-    sentence = describe_validation_choices(choices)
+    sentence = describe_card_choices(card, cards)
+    limits = render_limits(card)
     origins = [find_weights_origin(member) for member in cards]
     origin = find_strictest(origins)
     sections = (
@@ -109,8 +105,8 @@ def render_ensemble_readme(
         f"member has its own preprocessing, temperature and class prior, and is a model of its "
         f"own.\n\n| member | backbone | image size | weight |\n|---|---|---|---|\n{members}\n",
         render_metrics(card.facts),
-        f"{sentence}\n\n" if sentence else "",
-        render_limits(card),
+        f"{sentence}\n\n" if sentence and sentence not in limits else "",
+        limits,
         f"## {'Labels' if card.is_multi_label else 'Classes'}\n\n",
         render_classes(card),
         render_data(card),

@@ -11,6 +11,7 @@ from typing import Any
 from finetune.audit.leakage import find_rows_without_leaks
 from finetune.bundle.bundle import ModelBundle, combine_models, load_model, save_bundle
 from finetune.bundle.ensemble import save_ensemble
+from finetune.bundle.validation_choices import FOLD_CHOICES_KEY
 from finetune.commands.cross_validation.fold_runs import CrossValidation
 from finetune.commands.cross_validation.out_of_fold import count_images
 from finetune.commands.fit.finalize import WITHOUT_LEAKS_SUFFIX
@@ -51,7 +52,10 @@ def write_final_model(
     prior = prior_to_json(model.card, requested=None)
     pooled = dict(summary[OUT_OF_FOLD])
     metrics = {OUT_OF_FOLD: pooled.pop("metrics")}
-    evaluations = {OUT_OF_FOLD: {"prior": prior, **pooled}}
+    chosen = dict.fromkeys(
+        text for fold in summary["folds"] for text in fold.get("validation_choices", ())
+    )
+    evaluations = {OUT_OF_FOLD: {"prior": prior, **pooled, FOLD_CHOICES_KEY: list(chosen)}}
     for name, rows in _select_test_rows(cross_validation).items():
         tested = _evaluate(model, cross_validation, rows, reporter)
         metrics[name] = metrics_to_json(tested)

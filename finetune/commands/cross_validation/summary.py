@@ -7,7 +7,8 @@ from statistics import fmean
 from typing import Any
 
 from finetune.bundle.checkpoint_file import load_checkpoint_file
-from finetune.bundle.model_card import read_card_json
+from finetune.bundle.model_card import ModelCard, read_card_json
+from finetune.bundle.validation_choices import list_validation_choices
 from finetune.commands.cross_validation.fold_runs import CrossValidation
 from finetune.commands.cross_validation.out_of_fold import OutOfFold
 from finetune.commands.measurement.interpolation import INTERPOLATION_KEY
@@ -85,6 +86,7 @@ def _describe_fold(cross_validation: CrossValidation, fold: int) -> dict[str, An
         "is_calibrated": calibration is not None,
         "prior_strength": None if adjustment is None else adjustment["strength"],
         "early_stop": facts.get("early_stop"),
+        "validation_choices": list(list_validation_choices([ModelCard.from_json(card)])),
     }
 
 

@@ -109,6 +109,11 @@ def test_summary_has_the_statistics_of_the_folds_and_of_all_images(result: FitRe
         assert entry["num_val"] == len(mine)
         assert entry["num_train"] == len(rows) - len(mine)
         assert entry["metrics"]["val"]["accuracy"] == pytest.approx(accuracies[-1])
+        chosen = entry["validation_choices"]
+        assert ("the temperature" in chosen) == entry["is_calibrated"]
+        assert chosen
+    page = (result.run_dir / "bundle" / "README.md").read_text(encoding="utf-8")
+    assert page.count("The held-out images of each fold also chose ") == 1
     statistics = summary["metrics"]["accuracy"]
     assert statistics["values"] == pytest.approx(accuracies)
     assert statistics["mean"] == pytest.approx(fmean(accuracies))

@@ -83,6 +83,8 @@ def test_expected_numbers_are_those_of_the_folds(refitted: FitResult) -> None:
     assert facts["metrics"].keys() == {"out_of_fold", "test"}
     assert facts["cross_validation"]["final"]["kind"] == "refit"
     summary = json.loads((refitted.run_dir / "cross_validation.json").read_text())
+    page = (refitted.run_dir / "bundle" / "README.md").read_text(encoding="utf-8")
+    assert page.count("The held-out images of each fold also chose ") == 1
     assert facts["cross_validation"]["metrics"] == summary["metrics"]
     evaluated = finetune.evaluate(refitted.run_dir)
     expected = facts["metrics"]["test"]["accuracy"]

@@ -1,7 +1,8 @@
 """Section on the metrics: values with intervals, and the effect of the class prior."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -116,9 +117,20 @@ def build_metrics(facts: RunFacts) -> MetricsSection | None:
             for name in names
         ),
     )
-    chosen = facts.facts.get("validation_choices") or () if "val" in metrics else ()
-    return MetricsSection(
-        table, _build_sides(facts), OUT_OF_FOLD in metrics, describe_validation_choices(chosen)
+    has_folds = OUT_OF_FOLD in metrics
+    return MetricsSection(table, _build_sides(facts), has_folds, _describe_choices(facts, metrics))
+
+
+def _describe_choices(facts: RunFacts, metrics: Mapping[str, Any]) -> str:
+    """Return the sentence on what validation images, or held-out ones of folds, chose."""
+    if OUT_OF_FOLD in metrics:
+        folds = (facts.folds or {}).get("folds") or ()
+        chosen = dict.fromkeys(
+            text for fold in folds for text in fold.get("validation_choices") or ()
+        )
+        return describe_validation_choices(chosen, has_folds=True)
+    return describe_validation_choices(
+        facts.facts.get("validation_choices") or () if "val" in metrics else ()
     )
 
 

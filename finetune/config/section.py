@@ -87,7 +87,7 @@ _EXPECTED_BY_TYPE = {
 
 
 def begins_with_key(text: str, section: FieldInfo | None) -> bool:
-    """Return whether a message begins with a key of a section, as what it says of two of them does.
+    """Return whether a message begins with a key of a section, as those on two keys do.
 
     Args:
         text: Message.

@@ -71,7 +71,7 @@ def reduce_micro_batch(training: Training, error: OutOfMemoryError) -> ResolvedC
             f"or model.grad_checkpointing=true."
         )
     if config.world_size > 1:
-        run = RunFolder(Path(config.output))
+        run = RunFolder(Path(config.output or "RUN"))
         raise OutOfMemoryError(
             f"{error} Resume with smaller micro-batches: {run.resume_command} "
             f"trainer.accumulate_grad_batches={accumulate * factor}"

@@ -119,6 +119,6 @@ def test_images_of_one_name_in_different_folders_have_a_map_each(
     expected = [out / "a/x/1.png.png", out / "b/x/1.png.png"]
     assert pictures == [*expected, expected[0]]
     for picture, file in zip(pictures, files, strict=False):
-        with Image.open(picture) as drawn, Image.open(file) as photo:
+        with Image.open(picture) as drawn, Image.open(file) as source:
             left = np.asarray(drawn)[:, :96].astype(int)
-            assert np.abs(left - np.asarray(photo)).max() < 3
+            assert np.abs(left - np.asarray(source)).max() < 3

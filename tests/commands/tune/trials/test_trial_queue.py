@@ -236,7 +236,7 @@ def test_claim_stored_value_outside_of_the_space_is_refused(
     import optuna
 
     queue = open_queue(tmp_path, enqueue=True)
-    stored = {**DEFAULTS, key: value}
+    stored: dict[str, str | float] = {"optim.lr": 0.01, "augment.name": "light", key: value}
     queue.study.add_trial(
         optuna.trial.create_trial(
             state=optuna.trial.TrialState.RUNNING,

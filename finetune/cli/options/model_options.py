@@ -8,7 +8,6 @@ import typer
 
 from finetune.bundle.model_card import find_bundle, read_class_names
 from finetune.bundle.runtimes.model_paths import MODEL_KINDS, is_hub_name, is_other_model
-from finetune.commands.ensembles.distinct_models import check_distinct_paths
 from finetune.errors import ConfigError, RunFolderError
 from finetune.evaluation.prior_file import check_prior
 from finetune.lookup import suggest_path
@@ -90,7 +89,7 @@ def check_models(
         has_images: Whether the last path of the command may be that of images.
 
     Raises:
-        ConfigError: The prior is unknown, or a model is given twice.
+        ConfigError: The prior is unknown.
         RunFolderError: A path is no model.
     """
     for path in paths:
@@ -99,7 +98,6 @@ def check_models(
         if len(paths) > 1 and path.is_dir() and not is_model(path):
             order = " Models come first, and the images last." if has_images else ""
             raise RunFolderError(f"{path} is no model. Give {kinds}.{order}")
-    check_distinct_paths(paths)
     if prior is not None:
         check_prior(prior, read_class_names(paths[0]))
 

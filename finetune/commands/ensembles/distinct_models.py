@@ -31,7 +31,7 @@ def check_distinct_paths(paths: Sequence[Path]) -> None:
 
 
 def check_distinct_models(models: Sequence["ModelBundle"], paths: Sequence[Path]) -> None:
-    """Check that no two models have the same weights, as copies of a folder do.
+    """Check that no two models have the same weights and cards, as copies of a folder do.
 
     Args:
         models: Loaded models.
@@ -42,10 +42,10 @@ def check_distinct_models(models: Sequence["ModelBundle"], paths: Sequence[Path]
     """
     pairs = combinations(zip(models, paths, strict=True), 2)
     for (model, path), (other, other_path) in pairs:
-        if _has_same_weights(model, other):
+        if _is_copy(model, other):
             raise ConfigError(
-                f"{path} and {other_path} have the same weights. The mean of a model with itself "
-                f"is that model: give each model once."
+                f"{path} and {other_path} are copies of one model, whose mean is that model. Give "
+                f"each model once."
             )
 
 
@@ -56,11 +56,14 @@ def _find_place(path: Path) -> Path:
     return (find_bundle(path) or find_model_file(path) or path).resolve()
 
 
-def _has_same_weights(model: "ModelBundle", other: "ModelBundle") -> bool:
-    """Return whether two models are the same networks; what other runtimes run is not compared."""
+def _is_copy(model: "ModelBundle", other: "ModelBundle") -> bool:
+    """Return whether two models are the same; what other runtimes run is not compared."""
     import torch
 
-    if len(model.members) != len(other.members) or model.weights != other.weights:
+    cards, other_cards = (
+        [member.card for member in one.members or (one,)] for one in (model, other)
+    )
+    if cards != other_cards or model.weights != other.weights:
         return False
     state, other_state = model.network.state_dict(), other.network.state_dict()
     return (

@@ -8,6 +8,7 @@ from typing import Any
 from finetune.bundle.ensemble_card import is_ensemble, parse_ensemble
 from finetune.bundle.model_card import ModelCard, find_bundle, read_card_json
 from finetune.bundle.rejection.rejection_statistics import load_rejection_statistics
+from finetune.commands.ensembles.distinct_models import check_distinct_paths
 from finetune.commands.ensembles.weighting import check_weighting
 from finetune.commands.predict.prediction_row import Column, RowFormat
 from finetune.commands.prior_checks import check_prior_applies
@@ -152,11 +153,13 @@ def check_stored_models(options: PredictOptions, models: Sequence[Path]) -> None
         models: Models.
 
     Raises:
-        ConfigError: A setting cannot apply to a model, or two columns have one name.
+        ConfigError: A setting cannot apply to a model, two columns have one name, or a model is
+            given twice.
         ModelError: Answers of several models are to be rejected.
         RunFolderError: A model is damaged, or has no statistics for ``--reject``.
     """
     check_options(options, num_models=len(models))
+    check_distinct_paths(models)
     for path in models:
         for source, card in _iter_stored_cards(path):
             check_card_options(options, card, source=source)

@@ -16,7 +16,7 @@ def test_copies_of_a_model_are_refused(tmp_path: Path) -> None:
     first, other = (write_bundle(tmp_path / str(seed), seed=seed) for seed in (0, 1))
     images = write_images(tmp_path / "photos", "a.png")
     copy = Path(shutil.copytree(first, tmp_path / "copy"))
-    with pytest.raises(ConfigError, match=rf"{first} and {copy} have the same weights"):
+    with pytest.raises(ConfigError, match=rf"{first} and {copy} are copies of one model"):
         finetune.predict([first, other, copy], images, device="cpu")
     assert finetune.predict([first, other], images, device="cpu").num_images == 1
 

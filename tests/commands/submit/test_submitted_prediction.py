@@ -88,6 +88,7 @@ def test_staging_of_images_that_are_read_once_is_refused(tmp_path: Path) -> None
         (("model", "photos", "--shards", "x", "--weights", "val"), 2, "but there is one"),
         (("model", "photos", "--shards", "x", "--weights", "mean"), 2, "--weights mean: unkn"),
         (("model", "model", "photos", "--shards", "x", "--reject"), 4, "the mean of 2 models"),
+        (("model", "./model", "photos", "--shards", "x"), 2, "model is given twice"),
         (("model", "photos", "--shards", "x", "--reject"), 5, "has no rejection.safetensors"),
         (("model", "photos", "--shards", "x", "--prior", "uniform"), 2, "does not state the class"),
         (("model", "photos", "--shards", "x", "--tta", "hflip"), 2, "did not record"),

@@ -23,7 +23,7 @@ import numpy as np
 import finetune
 from finetune.bundle.bundle import load_model
 from finetune.bundle.runtimes.onnx_network import open_onnx_session, read_onnx_metadata
-from finetune.bundle.runtimes.openvino_network import EXACT_NUMBERS, import_openvino
+from finetune.bundle.runtimes.openvino_network import EXACT_NUMBERS, get_core
 from finetune.commands.export.parity_images import select_calibration_images
 from finetune.exporters.quantization.graph_inputs import NUM_CALIBRATION_IMAGES, GraphInputs
 from finetune.exporters.quantization.onnx_int8 import quantize_onnx
@@ -48,7 +48,7 @@ def open_file(file: Path, num_threads: int) -> Run:
         name = session.get_inputs()[0].name
         return lambda batch: session.run(None, {name: batch})
     settings = {**EXACT_NUMBERS, "INFERENCE_NUM_THREADS": num_threads}
-    compiled = import_openvino().Core().compile_model(str(file), "CPU", settings)
+    compiled = get_core().compile_model(str(file), "CPU", settings)
     request = compiled.create_infer_request()
     return lambda batch: request.infer([batch], share_inputs=True)
 

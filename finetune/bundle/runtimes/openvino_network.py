@@ -3,6 +3,7 @@
 import importlib
 import sys
 import threading
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,20 @@ def import_openvino() -> Any:
         ) from error
 
 
+@cache
+def get_core() -> Any:
+    """Return the one ``openvino.Core`` of this process, which lives until its end.
+
+    The CPU plugin of a core installs a stack for signal handlers, and puts the former one back when
+    it is destroyed. Plugins that are not destroyed in the reverse order leave a freed stack behind,
+    and the next signal, such as Ctrl-C, is a segmentation fault.
+
+    Raises:
+        ModelError: OpenVINO is not installed.
+    """
+    return import_openvino().Core()
+
+
 class OpenVinoNetwork(nn.Module):
     """Module that runs a model file of OpenVINO on the CPU in float32, for any number of images.
 
@@ -51,9 +66,9 @@ class OpenVinoNetwork(nn.Module):
 
     def __init__(self, file: Path) -> None:
         super().__init__()
-        model, openvino = _read_model(file), import_openvino()
+        model = _read_model(file)
         try:
-            self._compiled = openvino.Core().compile_model(model, "CPU", EXACT_NUMBERS)
+            self._compiled = get_core().compile_model(model, "CPU", EXACT_NUMBERS)
         except RuntimeError as error:
             raise _explain_unreadable(file, error) from error
         self._requests = threading.local()

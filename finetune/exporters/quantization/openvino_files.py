@@ -13,6 +13,7 @@ import torch
 
 from finetune.bundle.runtimes.openvino_network import (
     OpenVinoNetwork,
+    get_core,
     import_openvino,
     read_openvino_metadata,
 )
@@ -38,7 +39,7 @@ def write_metadata(folder: Path, metadata: Mapping[str, str]) -> None:
     openvino = import_openvino()
     with TemporaryDirectory(prefix=".metadata-", dir=folder) as name:
         # the model reads the weights of the old files while the new ones are written
-        model = openvino.Core().read_model(str(folder / MODEL_FILE))
+        model = get_core().read_model(str(folder / MODEL_FILE))
         for key, text in metadata.items():
             model.set_rt_info(text, [METADATA_SECTION, key])
         openvino.save_model(model, str(Path(name) / MODEL_FILE), compress_to_fp16=False)
@@ -65,7 +66,7 @@ def write_smaller(
     """
     del reporter
     openvino = import_openvino()
-    model = openvino.Core().read_model(str(source / MODEL_FILE))
+    model = get_core().read_model(str(source / MODEL_FILE))
     if precision == "int8":
         quantized = _quantize(model, inputs)
         _copy_metadata(model, quantized)

@@ -27,8 +27,7 @@ socket.getaddrinfo = record("getaddrinfo")
 multiprocessing.process.BaseProcess.start = record("process")
 USES_FINETUNE = sys.argv[1] == "finetune"
 if USES_FINETUNE:
-    from finetune.bundle.bundle import load_model
-from finetune.bundle.runtimes.openvino_network import import_openvino
+    from finetune.bundle.runtimes.openvino_network import import_openvino
     openvino = import_openvino()
 else:
     import openvino
@@ -39,6 +38,35 @@ for thread in threading.enumerate():
         thread.join(timeout=2)
 print(sorted(set(events)), Path.home().joinpath("intel").exists())
 """
+
+
+_SIGNAL = """
+import faulthandler, gc, signal, sys
+from pathlib import Path
+import torch
+from finetune.bundle.runtimes.openvino_network import OpenVinoNetwork, import_openvino
+
+faulthandler.enable()  # with a stack for signal handlers
+openvino, file = import_openvino(), Path(sys.argv[1])
+images = openvino.opset13.parameter([-1, 3], openvino.Type.f32)
+openvino.save_model(openvino.Model([openvino.opset13.relu(images)], [images]), file)
+first, second = OpenVinoNetwork(file), OpenVinoNetwork(file)
+assert first(torch.ones(2, 3)).equal(second(torch.ones(2, 3)))
+del first
+gc.collect()
+del second
+gc.collect()
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@pytest.mark.runs
+def test_ctrl_c_after_networks_of_openvino_is_no_segmentation_fault(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    assert run_python(_SIGNAL, tmp_path / "model.xml").split() == ["interrupted"]
 
 
 @pytest.mark.slow

@@ -42,11 +42,25 @@ def list_validation_choices(cards: Iterable["ModelCard"]) -> tuple[str, ...]:
             choices.append("tau of the classifier")
         if "ensemble_weights" in facts:
             choices.append("the weights of the models")
-        if facts.get("calibration") is not None:
+        if uses_fitted_temperature(facts):
             choices.append("the temperature")
         if facts.get("prior_adjustment") is not None:
             choices.append("the strength of the adjustment to other class frequencies")
     return tuple(dict.fromkeys(choices))
+
+
+def uses_fitted_temperature(facts: Mapping[str, Any]) -> bool:
+    """Return whether a fitted temperature divides the logits; False where it did not help.
+
+    Args:
+        facts: Facts of a card.
+    """
+    calibration = facts.get("calibration")
+    if calibration is None:
+        return False
+    fitted = calibration.get("fitted_temperature")
+    # older cards may not tell the two apart
+    return fitted is None or calibration.get("temperature", fitted) == fitted
 
 
 def _get_keys(facts: Mapping[str, Any]) -> Sequence[str]:

@@ -108,6 +108,11 @@ def find_rejection_reason(file: Path) -> str | None:
     return f"unsupported image format ({suffix})" if suffix else "no image suffix"
 
 
+def has_image_suffix(file: Path) -> bool:
+    """Return whether a file is an image by its suffix: one that a folder offers as an image."""
+    return file.suffix.lower() in IMAGE_SUFFIXES
+
+
 def suggest_file(folder: Path, path: str) -> str | None:
     """Return the image that a path without an existing file probably means, relative to a folder.
 

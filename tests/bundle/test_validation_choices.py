@@ -24,6 +24,8 @@ from finetune.bundle.validation_choices import describe_validation_choices, list
             {"training_choices": ["last_stage_epochs", "epoch"], "calibration": {}},
             ("the epoch of the last stage", "the epoch", "the temperature"),
         ),
+        ({"calibration": {"temperature": 1.2, "fitted_temperature": 1.2}}, ("the temperature",)),
+        ({"calibration": {"temperature": 1.0, "fitted_temperature": 1.07}}, ()),
     ],
 )
 def test_choices_on_the_card_are_named(facts: dict[str, Any], expected: tuple[str, ...]) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 from finetune.bundle.model_card import ModelCard
 from finetune.bundle.model_page.escape_text import escape_markdown
+from finetune.bundle.validation_choices import uses_fitted_temperature
 from finetune.units import format_percent
 
 _MAX_CLASSES = 1_000
@@ -91,8 +92,19 @@ def render_calibration(facts: Mapping[str, Any]) -> str:
         f"| {format_percent(calibration[key]['calibration_error'])} |\n"
         for key, name in (("before", "before"), ("after", "after"))
     )
+    images = f"{calibration['num_images']:,} validation images"
+    if uses_fitted_temperature(facts):
+        introduction = (
+            f"A temperature was fitted to {images}; its effect, cross-validated on them:"
+        )
+    else:
+        introduction = (
+            f"A temperature of {calibration['fitted_temperature']:.3g} was fitted to {images}, and "
+            f"is not used: cross-validated on them it does not lower the log loss. The "
+            f"probabilities are those of the row 'before'; the row 'after' is what the temperature "
+            f"would have given:"
+        )
     return (
-        f"A temperature was fitted to {calibration['num_images']:,} validation images; its effect, "
-        f"cross-validated on them:\n\n"
+        f"{introduction}\n\n"
         f"| calibration | log loss | calibration error |\n|---|---|---|\n{rows}\n"
     )

@@ -25,7 +25,7 @@ from finetune.commands.run_images import read_column_options
 from finetune.commands.target_prior import apply_prior, prior_to_json
 from finetune.data.layouts.table_options import TableOptions
 from finetune.data.streams.file_streams import FileStream
-from finetune.data.streams.open_stream import open_stream
+from finetune.data.streams.open_stream import describe_other_files, open_stream
 from finetune.data.streams.stream_image import StreamImage
 from finetune.errors import DataError
 from finetune.evaluation.prior_file import PRIOR_NAMES
@@ -190,6 +190,8 @@ class PredictionJob:
         self.reporter.finish()
         if not self.num_predicted and images is None:
             self._raise_unreadable(held)
+        if (others := describe_other_files(self.stream)) is not None:
+            self.reporter.note(others)
         values.report(self.reporter)
         if self.tally.count:
             self.reporter.warn(

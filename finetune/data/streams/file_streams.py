@@ -5,7 +5,12 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from finetune.data.file_listing import escape_path, find_rejection_reason, walk_files
+from finetune.data.file_listing import (
+    escape_path,
+    find_rejection_reason,
+    has_image_suffix,
+    walk_files,
+)
 from finetune.data.streams.path_lines import read_path_lines
 from finetune.data.streams.stream_image import ListDigest, StreamImage
 from finetune.errors import DataError
@@ -14,6 +19,8 @@ from finetune.units import format_count, shorten_text
 _MAX_COUNTED = 100_000
 """Files of a folder up to which they are counted before they are read."""
 
+_MAX_NAMED = 3
+"""Other files of a folder that a note names."""
 
 ADDRESS_REASON = "an address: download the image, and give the path of the file"
 """Reason of an image that is named by an address."""
@@ -22,10 +29,15 @@ _ADDRESS = re.compile(r"[A-Za-z][\w+.-]+://")
 
 
 class FolderStream:
-    """Images below a folder, in the order of ``walk_files``.
+    """Images below a folder, in the order of ``walk_files``; their suffix tells which these are.
 
     Args:
         folder: Folder, searched recursively.
+
+    Attributes:
+        other_files: First names of the files without an image suffix, which were passed over; set
+            by ``iterate``.
+        num_other_files: Number of these files.
     """
 
     num_containers = 0
@@ -33,37 +45,43 @@ class FolderStream:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.description = str(folder)
+        self.other_files: list[str] = []
+        self.num_other_files = 0
 
     def iterate(self, selects: Callable[[int], bool] | None = None) -> Iterator[StreamImage]:
-        """Yield the images, and the other files with the reason why they are none.
+        """Yield the images, also those whose name or kind is refused, with the reason.
 
         Raises:
             DataError: The folder cannot be listed, or holds no image.
         """
         del selects
-        num_images = num_others = 0
+        num_images = num_refused = self.num_other_files = 0
+        self.other_files = []
         for file in walk_files(self.folder):
             reason = find_rejection_reason(file)
             if reason is None:
                 num_images += 1
                 yield StreamImage(str(file), file)
-            elif reason:
-                num_others += 1
+            elif reason and has_image_suffix(file):
+                num_refused += 1
                 yield StreamImage(escape_path(file), reason=reason)
+            elif reason:
+                self.num_other_files += 1
+                if len(self.other_files) < _MAX_NAMED:
+                    self.other_files.append(escape_path(file.relative_to(self.folder)))
         if not num_images:
-            others = format_count(num_others, "other file")
+            others = format_count(num_refused + self.num_other_files, "other file")
             raise DataError(f"{self.folder} contains no image ({others}). Check the path.")
 
     def count(self) -> int | None:
-        """Return the number of files in a folder of moderate size, else None."""
-        names = islice(walk_files(self.folder), _MAX_COUNTED + 1)
-        count = sum(find_rejection_reason(file) != "" for file in names)
-        return None if count > _MAX_COUNTED else count
+        """Return the number of images in a folder of moderate size, else None."""
+        files = list(islice(walk_files(self.folder), _MAX_COUNTED + 1))
+        return None if len(files) > _MAX_COUNTED else sum(map(_is_image, files))
 
     def compute_fingerprint(self) -> str:
-        """Return a digest of the names of all files."""
+        """Return a digest of the names of the images."""
         digest = ListDigest()
-        for file in walk_files(self.folder):
+        for file in filter(_is_image, walk_files(self.folder)):
             digest.add(file)
         return digest.compute()
 
@@ -149,6 +167,11 @@ class PathListStream:
                 yield from read_path_lines(stream)
         except OSError as error:
             raise DataError(f"{self.file} cannot be read: {error.strerror}.") from error
+
+
+def _is_image(file: Path) -> bool:
+    """Return whether a stream of a folder has an image for this file, readable or not."""
+    return has_image_suffix(file) and find_rejection_reason(file) != ""
 
 
 def build_file_image(path: Path, name: str) -> StreamImage:

@@ -17,8 +17,10 @@ from finetune.data.streams.table_streams import CsvStream, ParquetStream
 from finetune.data.streams.tar_stream import TarStream, expand_braces, is_tar_path
 from finetune.errors import ConfigError, DataError
 from finetune.lookup import suggest_path
+from finetune.units import format_count
 
 STANDARD_INPUT = "-"
+_MAX_NAMED = 3
 _WILDCARD = re.compile(r"[*?\[]")
 
 
@@ -90,6 +92,29 @@ def open_stream(
         )
     assert streams, "checked by the caller"
     return streams[0] if len(streams) == 1 else JoinedStream(streams)
+
+
+def describe_other_files(stream: ImageStream) -> str | None:
+    """Return a sentence on the files of folders that are no images by their suffix; None if none.
+
+    Args:
+        stream: Stream that was read.
+    """
+    folders = [s for s in _list_streams(stream) if isinstance(s, FolderStream)]
+    count = sum(folder.num_other_files for folder in folders)
+    if not count:
+        return None
+    names = [name for folder in folders for name in folder.other_files][:_MAX_NAMED]
+    more = ", …" if count > len(names) else ""
+    return (
+        f"{format_count(count, 'file')} without an image suffix left out: {', '.join(names)}{more}"
+    )
+
+
+def _list_streams(stream: ImageStream) -> list[ImageStream]:
+    if not isinstance(stream, JoinedStream):
+        return [stream]
+    return [inner for part in stream.streams for inner in _list_streams(part)]
 
 
 def _is_file_stream(stream: ImageStream) -> bool:

@@ -147,6 +147,19 @@ def test_sections_state_the_data_and_the_limits_in_numbers() -> None:
         assert text in readme
 
 
+def test_page_says_that_a_fitted_temperature_is_not_used() -> None:
+    calibration = {
+        **FACTS["calibration"], "temperature": 1.0, "fitted_temperature": 1.0714,
+        "after": {"loss": 0.21, "calibration_error": 0.061},
+    }  # fmt: skip
+    readme = " ".join(
+        render_readme(build_card(facts={**FACTS, "calibration": calibration})).split()
+    )
+    assert "A temperature of 1.07 was fitted to 153 validation images, and is not used:" in readme
+    assert "| before | 0.2000 | 5.0% | | after | 0.2100 | 6.1% |" in readme
+    assert "also chose" not in readme
+
+
 @pytest.mark.parametrize("name", NASTY)
 def test_names_are_text_in_head_and_page(name: str) -> None:
     names = (name, "bees")

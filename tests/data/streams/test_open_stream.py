@@ -11,7 +11,7 @@ import pytest
 
 from finetune.data.layouts.table_options import TableOptions
 from finetune.data.streams import piped_stream
-from finetune.data.streams.open_stream import JoinedStream, open_stream
+from finetune.data.streams.open_stream import JoinedStream, describe_other_files, open_stream
 from finetune.data.streams.path_lines import read_path_lines
 from finetune.data.streams.piped_stream import PipedStream
 from finetune.data.streams.stream_image import ImageStream, StreamImage, StreamSource
@@ -55,16 +55,29 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def test_folder_yields_images_and_reasons_in_the_order_of_names(tmp_path: Path) -> None:
+def test_folder_yields_files_with_an_image_suffix_in_the_order_of_names(tmp_path: Path) -> None:
     write_images(tmp_path / "new", "b.png", "a.png", "c/d.png")
     (tmp_path / "new/notes.md").touch()
     (tmp_path / "new/.hidden.png").touch()
-    images = read("new")
+    os.mkfifo(tmp_path / "new/c/pipe.png")
+    stream = open_stream([Path("new")])
+    before = stream.compute_fingerprint()
+    images = list(stream.iterate())
     assert [image.name for image in images] == [
-        "new/a.png", "new/b.png", "new/notes.md", "new/c/d.png"
+        "new/a.png", "new/b.png", "new/c/d.png", "new/c/pipe.png"
     ]  # fmt: skip
-    assert [image.reason is None for image in images] == [True, True, False, True]
-    assert open_stream([Path("new")]).count() == 4
+    assert [image.reason for image in images] == [None, None, None, "not a regular file"]
+    assert stream.count() == 4
+    assert describe_other_files(stream) == "1 file without an image suffix left out: notes.md"
+    for name in ("README", "a.csv", "c/meta.json"):
+        (tmp_path / "new" / name).touch()
+    assert stream.count() == 4
+    assert stream.compute_fingerprint() == before
+    joined = open_stream([Path("new"), Path("new/notes.md"), Path("new/c")])
+    assert [i.name for i in joined.iterate() if i.reason is None].count("new/notes.md") == 1
+    assert describe_other_files(joined) == (
+        "5 files without an image suffix left out: README, a.csv, notes.md, …"
+    )
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,9 @@ def _show_push(reporter: "ConsoleReporter", tree: Mapping[str, Any]) -> None:
             + "".join(f"\n  {name}: would be removed" for name in tree["removed"] or ())
             + f"\n\nHead of README.md:\n---\n{tree['head']}---\n"
         )
-        reporter.note("Nothing was uploaded (--dry-run).")
+        is_checked = any(name.rpartition("/")[2] == "parity.json" for name in tree["files"])
+        parity = "The parity check passed, and nothing" if is_checked else "Nothing"
+        reporter.note(f"{parity} was uploaded (--dry-run).")
         return
     rows = {
         "model": tree["url"],

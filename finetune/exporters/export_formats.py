@@ -189,10 +189,7 @@ def get_format(name: str) -> ExportFormat:
         ConfigError: It is unknown.
     """
     if name not in FORMATS:
-        raise ConfigError(
-            f"--format {name}: unknown.{suggest_name(name, FORMATS)} Choose one of "
-            f"{', '.join(FORMATS)}."
-        )
+        raise ConfigError(f"--format {name}: unknown.{suggest_name(name, FORMATS)}")
     return FORMATS[name]
 
 

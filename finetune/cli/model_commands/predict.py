@@ -235,7 +235,11 @@ def _note_summary(summary: "PredictSummary", has_prior: bool, reporter: "Console
             parts.append(f"temperature {format_scientific(summary.temperature, digits=6)}")
         reporter.note("; ".join(parts))
     if summary.saliency is not None:
-        reporter.note(summary.saliency.describe())
+        reporter.note(
+            textwrap.fill(
+                summary.saliency.describe(), 80, break_long_words=False, break_on_hyphens=False
+            )
+        )
     for line in summary.notes:
         reporter.note(textwrap.fill(line, 80))
     if is_adjusted:

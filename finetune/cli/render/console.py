@@ -46,8 +46,8 @@ class ConsoleReporter(Reporter):
         self._has_epoch_header = False
 
     def note(self, message: str) -> None:
-        """Print a line."""
-        self.console.print(escape(message), soft_wrap=True)
+        """Print a line, which may hold a path to copy; a remark ("note: …") is wrapped."""
+        self.console.print(escape(message), soft_wrap=not message.startswith("note: "))
         failure = output_streams.get_failure(1) if self._ends_with_reader else None
         if failure is not None and output_streams.is_closed_pipe(failure):
             raise typer.Exit

@@ -1,5 +1,6 @@
 """Table of an int8 or fp16 file beside that in fp32."""
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,9 @@ _TITLES = {
     "loss": "log loss",
 }
 """Names of metrics in the table."""
+
+_MAX_DECIMALS = 6
+"""Decimals of a change in the table; a smaller one has an exponent."""
 
 
 def show_precision(
@@ -56,7 +60,9 @@ def show_precision(
     threads = format_count(comparison["num_threads"], "thread")
     reporter.print_pairs(
         {
-            "lost": _describe_drop(comparison["drop"]),
+            "gained" if comparison["drop"]["points"] < 0 else "lost": _describe_drop(
+                comparison["drop"]
+            ),
             "timed on": f"{comparison['processor']}, {threads}, "
             f"batches of {comparison['batch_size']}",
             "layers": comparison["quantization"]["description"],
@@ -70,19 +76,34 @@ def _format_accuracy(facts: Mapping[str, Any]) -> str:
 
 
 def _format_signed(value: float, unit: str, *, decimals: int = 2) -> str:
-    text = f"{value:+.{decimals}f}"
-    return ("0" if float(text) == 0 else text) + unit
+    """Return a change with its sign; a small one with two digits, however many decimals it takes.
+
+    Args:
+        value: Change.
+        unit: Unit, with a space before it; "" for none.
+        decimals: Decimals where these do not round the change to 0.
+    """
+    if value == 0:
+        return f"0{unit}"
+    if abs(value) < 10**-_MAX_DECIMALS:
+        return f"{value:+.1e}{unit}"
+    if float(f"{value:.{decimals}f}") == 0:
+        decimals = min(_MAX_DECIMALS, 1 - math.floor(math.log10(abs(value))))
+    return f"{value:+.{decimals}f}{unit}"
 
 
 def _describe_drop(drop: Mapping[str, Any]) -> str:
-    """Return the lost points with their interval, and how many were allowed."""
+    """Return the lost or gained points with their interval, and how many may be lost."""
     noun = {"agreement": "agreement with the evaluated model", "macro_f1": "macro F1"}.get(
         drop["metric"], drop["metric"].replace("_", " ")
     )
-    interval = (
-        "" if drop["low"] is None else f" (95% interval {drop['low']:.1f} to {drop['high']:.1f})"
-    )
+    is_gain = drop["points"] < 0
+    interval = ""
+    if drop["low"] is not None:
+        low, high = (-drop["high"], -drop["low"]) if is_gain else (drop["low"], drop["high"])
+        interval = f" (95% interval {low:.1f} to {high:.1f})"
     return (
-        f"{drop['points']:.2f} points of {noun}{interval} on {drop['num_images']} images; allowed: "
-        f"{drop['max_points']:g}"
+        f"{abs(drop['points']):.2f} points of {noun}{interval} on {drop['num_images']} images; "
+        f"{'a loss of ' if is_gain else ''}{drop['max_points']:g} "
+        f"{'is' if is_gain or drop['max_points'] == 1 else 'are'} allowed"
     )

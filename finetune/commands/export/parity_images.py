@@ -62,7 +62,7 @@ def select_parity_images(
         models: Paths of the exported models.
         images: Folder, CSV, Parquet files or image; None for the images of the first run.
         card: Card of the exported model.
-        reporter: Receiver of a note where given images have labels that cannot be used.
+        reporter: Receiver of a warning where given images have labels that cannot be used.
         limit: Largest number of images.
 
     Raises:
@@ -120,7 +120,7 @@ def _read_given_images(
     samples = [s for s in found.samples if split is None or s.split is split]
     picked = _pick_samples(found.root, samples, card, limit, None)
     if picked.targets is None:
-        reporter.note(_explain_unused_labels(images, samples, card))
+        reporter.warn(_explain_unused_labels(images, samples, card))
     return picked
 
 

@@ -215,11 +215,11 @@ def _list_metrics(parity: Parity, precision: str) -> dict[str, Mapping[str, floa
 
 
 def _tell(comparison: PrecisionComparison, reporter: Reporter) -> None:
-    """Note a file that is not faster, and a loss that few images cannot show."""
+    """Warn of a file that is not faster, and a loss that few images cannot show."""
     if comparison.speedup < _SLOWER:
-        reporter.note(
+        reporter.warn(
             f"{comparison.precision} is slower than fp32 here, {comparison.speedup:.2f} times the "
-            f"images per second ({comparison.processor}): only the file is smaller."
+            f"images per second ({comparison.processor}): only the file is smaller"
         )
     if (text := describe_resolution(comparison.drop)) is not None:
-        reporter.note(f"{text}.")
+        reporter.warn(f"{text}")

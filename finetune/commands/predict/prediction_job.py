@@ -191,7 +191,7 @@ class PredictionJob:
         if not self.num_predicted and images is None:
             self._raise_unreadable(held)
         if (others := describe_other_files(self.stream)) is not None:
-            self.reporter.note(others)
+            self.reporter.note(f"note: {others}")
         values.report(self.reporter)
         if self.tally.count:
             self.reporter.warn(

@@ -202,7 +202,10 @@ def _preview_removed(
     try:
         stored = look_up_repository(repository, revision=revision)
     except HubError as error:
-        reporter.note(f"The files that a push would remove are not known: {error}")
+        reporter.note(
+            f"note: Which files of an earlier push this one would remove is not known, and nothing "
+            f"else needs the hub: {error}"
+        )
         return None
     return _find_removed(stored, repository, folder, reporter)
 

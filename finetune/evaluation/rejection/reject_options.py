@@ -96,7 +96,7 @@ def _parse_fraction(text: str, key: str, value: str) -> float:
     if 0 < number < 1 or (number == 1 and key == "precision"):
         return number
     limit = "of at most 1" if key == "precision" else "below 1"
-    hint = f" {value} percent is {key}={number / 100:g}." if 1 < number <= 100 else ""
+    hint = f" {value} percent is {key}={number / 100:g}." if 2 <= number < 100 else ""
     raise ConfigError(
         f"--reject {text}: {key}={value} is no fraction above 0 and {limit}.{hint} Give {_EXAMPLE}."
     )

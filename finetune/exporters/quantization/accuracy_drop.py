@@ -120,8 +120,9 @@ def describe_resolution(drop: AccuracyDrop) -> str | None:
     if drop.metric in _LABEL_METRICS or 10 * step <= drop.max_points:
         return None
     return (
-        f"{drop.num_images} images show no loss smaller than {step:.2f} points: one image. The "
-        f"95% interval of the loss is {drop.low:.1f} to {drop.high:.1f} points"
+        f"{drop.num_images} images are few: one of them is {step:.2f} points of {drop.metric}, and "
+        f"a smaller loss cannot be seen. The 95% interval of the loss is {drop.low:.1f} to "
+        f"{drop.high:.1f} points"
     )
 
 

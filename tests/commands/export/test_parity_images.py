@@ -27,24 +27,24 @@ def images(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_select_parity_images_notes_an_unknown_class(images: Path) -> None:
+def test_select_parity_images_warns_of_an_unknown_class(images: Path) -> None:
     recorder = RecordingReporter()
     found = select_parity_images([], images, card=CARD, reporter=recorder)
     assert (len(found.files), found.targets) == (6, None)
-    (note,) = recorder.notes
-    assert "no class 'ant' (2 images)." in note
-    assert "bee and wasp" in note
+    (warning,) = recorder.warnings
+    assert "no class 'ant' (2 images)." in warning
+    assert "bee and wasp" in warning
 
 
-def test_select_parity_images_notes_labels_of_another_kind(images: Path) -> None:
+def test_select_parity_images_warns_of_labels_of_another_kind(images: Path) -> None:
     recorder = RecordingReporter()
     card = replace(CARD, classes=("ant", "bee", "wasp"), thresholds=(0.5,) * 3)
     assert select_parity_images([], images, card=card, reporter=recorder).targets is None
-    (note,) = recorder.notes
-    assert "one class each" in note
+    (warning,) = recorder.warnings
+    assert "one class each" in warning
 
 
-def test_select_parity_images_of_known_classes_has_targets_and_no_note(images: Path) -> None:
+def test_select_parity_images_of_known_classes_has_targets_and_no_warning(images: Path) -> None:
     recorder = RecordingReporter()
     card = replace(CARD, classes=("ant", "bee", "wasp"))
     found = select_parity_images([], images, card=card, reporter=recorder)
@@ -52,4 +52,4 @@ def test_select_parity_images_of_known_classes_has_targets_and_no_note(images: P
     assert found.targets.tolist() == [0, 0, 1, 1, 2, 2]
     unlabelled = select_parity_images([], images / "bee", card=card, reporter=recorder)
     assert (len(unlabelled.files), unlabelled.targets) == (2, None)
-    assert recorder.notes == []
+    assert recorder.warnings == []

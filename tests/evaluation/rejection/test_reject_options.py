@@ -24,6 +24,7 @@ def test_values() -> None:
         ("recall=0.9", "recall is no rule"),
         ("precision", "precision is no rule"),
         ("precision=99", "99 percent is precision=0.99"),
+        ("precision=1.5", "of at most 1. Give"),
         ("precision=0", "no fraction above 0 and of at most 1"),
         ("precision=high", "no fraction"),
         ("false_rejections=1", "no fraction above 0 and below 1"),

@@ -83,5 +83,5 @@ def test_check_drop_refuses_more_than_allowed() -> None:
 
 def test_describe_resolution_names_one_image_of_few() -> None:
     few = AccuracyDrop("accuracy", 0.0, -1.8, 1.8, 153, 1.0)
-    assert "0.65 points" in str(describe_resolution(few))
+    assert "one of them is 0.65 points of accuracy" in str(describe_resolution(few))
     assert describe_resolution(AccuracyDrop("accuracy", 0.0, -0.1, 0.1, 5000, 1.0)) is None

@@ -6,7 +6,6 @@
 ensemble, see ``finetune.bundle.ensemble``, has such a folder for each of its members.
 """
 
-import hashlib
 import json
 import platform
 import shlex
@@ -43,6 +42,7 @@ from finetune.bundle.runtimes.model_paths import MODEL_KINDS, is_hub_name
 from finetune.bundle.runtimes.runtime_models import load_other_model
 from finetune.bundle.stored_network import build_stored_network
 from finetune.bundle.verification.card_digest import add_digests, check_digests
+from finetune.bundle.verification.file_digests import compute_sha256
 from finetune.bundle.verification.file_kind import explain_other_kind
 from finetune.bundle.verification.pickle_refusal import explain_pickle
 from finetune.bundle.verification.timm_config_check import check_timm_config
@@ -114,7 +114,7 @@ def save_bundle(network: nn.Module, card: ModelCard, folder: Path) -> None:
         )
         tree = {
             **card.to_json(),
-            "sha256": _compute_sha256(temporary / "model.safetensors"),
+            "sha256": compute_sha256(temporary / "model.safetensors"),
             "versions": {"python": platform.python_version(), **collect_versions()},
         }
         (temporary / "finetune.json").write_text(format_card_json(tree), encoding="utf-8")
@@ -280,17 +280,12 @@ def _check_sha256(weights: Path, expected: str) -> None:
         OSError: The file cannot be read.
         ValueError: It is another one.
     """
-    actual = _compute_sha256(weights)
+    actual = compute_sha256(weights)
     if actual != expected:
         raise ValueError(
             f"SHA-256 of model.safetensors is {actual[:12]}… and not {str(expected)[:12]}… as in "
             f"finetune.json: the weights were changed, or are not complete"
         )
-
-
-def _compute_sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def collect_versions() -> dict[str, str]:

@@ -13,7 +13,7 @@ from onnx import numpy_helper
 
 import finetune
 from finetune.bundle.bundle import load_model
-from finetune.errors import ConfigError, ModelError
+from finetune.errors import ConfigError, ModelError, RunFolderError
 from finetune.exporters.quantization import onnx_files
 from finetune.exporters.quantization.quantization_plan import QuantizationRecord
 from finetune.inference.predictor import Predictor
@@ -64,6 +64,7 @@ def quantized(trained: FitResult, tmp_path_factory: pytest.TempPathFactory) -> E
 def test_export_int8_is_smaller_and_measured(quantized: ExportResult) -> None:
     assert list_names(quantized.output) == [
         "config.pbtxt",
+        "file_digests.json",
         "labels.txt",
         "model.onnx",
         "parity.json",
@@ -71,6 +72,20 @@ def test_export_int8_is_smaller_and_measured(quantized: ExportResult) -> None:
     check_comparison(quantized, "int8", smaller_than=0.4)
     assert count_operators(quantized.output, "QuantizeLinear") > 5
     assert quantized.parity_split == "val"
+
+
+def test_export_with_changed_classes_is_refused(
+    quantized: ExportResult, insects: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(quantized.output, tmp_path / "onnx"))
+    file = folder / "model.onnx"
+    written = file.read_bytes()
+    name = load_model(folder).card.classes[0].encode()
+    renamed = written.replace(name, name[::-1])
+    assert renamed != written
+    file.write_bytes(renamed)
+    with pytest.raises(RunFolderError, match=r"SHA-256 of model\.onnx is .* or export the model"):
+        finetune.predict(folder, insects)
 
 
 def test_export_int8_has_metadata_of_what_was_measured(

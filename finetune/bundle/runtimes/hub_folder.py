@@ -19,6 +19,7 @@ from finetune.bundle.model_card import ModelCard
 from finetune.bundle.runtimes.hub_origin import collect_origin_facts
 from finetune.bundle.runtimes.model_paths import CONFIG_FILE
 from finetune.bundle.stored_network import build_stored_network
+from finetune.bundle.verification.file_digests import check_file_digests
 from finetune.bundle.verification.json_file import check_is_inside, read_json_file
 from finetune.errors import ModelError, RunFolderError
 from finetune.lookup import is_import_path
@@ -36,8 +37,9 @@ def load_hub_folder(folder: Path) -> tuple[nn.Module, ModelCard]:
 
     Raises:
         ModelError: It is a model of another library, or of an architecture unknown to timm.
-        RunFolderError: A file is damaged.
+        RunFolderError: A file is damaged, or is not the one that an export has recorded.
     """
+    check_file_digests(folder / _WEIGHTS)
     try:
         config = read_json_file(folder / CONFIG_FILE)
         if not isinstance(config, Mapping):

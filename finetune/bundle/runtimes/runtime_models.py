@@ -18,6 +18,7 @@ from finetune.bundle.runtimes.onnx_network import (
 from finetune.bundle.runtimes.openvino_network import OpenVinoNetwork, read_openvino_metadata
 from finetune.bundle.runtimes.photo_network import PhotoNetwork
 from finetune.bundle.runtimes.program_network import ProgramNetwork, load_program
+from finetune.bundle.verification.file_digests import check_file_digests
 from finetune.errors import RunFolderError
 
 
@@ -49,8 +50,10 @@ def load_model_file(file: Path) -> tuple[nn.Module, ModelCard]:
 
     Raises:
         ModelError: The library is not installed, or cannot read the file.
-        RunFolderError: The file was not written by ``finetune export``, or it is damaged.
+        RunFolderError: The file was not written by ``finetune export``, or it is damaged, or it is
+            not the one whose SHA-256 the export has recorded.
     """
+    check_file_digests(file)
     network, metadata = _open(file)
     card = parse_card(metadata, name=str(file))
     takes_photos = has_preprocessing(metadata, name=str(file))

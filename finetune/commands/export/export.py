@@ -13,7 +13,7 @@ from finetune.bundle.shared_card import remove_local_paths
 from finetune.commands.ensembles.combined_model import list_members, load_models, to_paths
 from finetune.commands.ensembles.exported_ensemble import evaluate_held_out
 from finetune.commands.ensembles.soup import cook_soup
-from finetune.commands.export.output_folder import choose_output
+from finetune.commands.export.output_folder import choose_output, write_output
 from finetune.commands.export.parity_images import (
     NUM_ACCURACY_IMAGES,
     NUM_PARITY_IMAGES,
@@ -42,7 +42,6 @@ from finetune.exporters.parity import (
 )
 from finetune.exporters.quantization.comparison import PrecisionComparison
 from finetune.inference.predictor import Predictor
-from finetune.system.files import write_folder_atomically
 from finetune.types import Reporter, StrPath
 
 
@@ -116,7 +115,8 @@ def export(
     """Export a model to a format of another library, and check its parity on real images.
 
     Several models become an ensemble, or with ``soup`` one network. The written files are run by
-    their own runtime, and the result of the comparison is ``parity.json`` beside them.
+    their own runtime, and the result of the comparison is ``parity.json`` beside them,
+    with their SHA-256 in ``file_digests.json``.
 
     Args:
         model: Run folder, bundle folder or checkpoint, or several of them.
@@ -208,7 +208,7 @@ def _write_smaller(
         ModelError: The written model loses more.
         StorageError: The disk is full, read-only or fails.
     """
-    with write_folder_atomically(result.output) as temporary:
+    with write_output(result.output) as temporary:
         written = write_smaller_file(
             bundle,
             temporary,
@@ -251,7 +251,7 @@ def _write_checked(
         StorageError: The disk is full, read-only or fails.
     """
     module = result.export_format.load_module()
-    with write_folder_atomically(result.output) as temporary:
+    with write_output(result.output) as temporary:
         card = module.write_model(bundle, temporary, result.options, reporter)
         result = replace(result, prior=prior_to_json(card, requested=prior))
         if images.files:

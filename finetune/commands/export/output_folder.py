@@ -1,10 +1,13 @@
 """Folder that an export is written to."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+from finetune.bundle.verification.file_digests import write_file_digests
 from finetune.errors import ConfigError, RunFolderError
 from finetune.exporters.export_formats import ExportOptions
+from finetune.system.files import write_folder_atomically
 
 _FILE_SUFFIXES = {".onnx", ".pt2", ".pt", ".pth", ".xml", ".bin", ".safetensors"}
 
@@ -24,6 +27,7 @@ def choose_output(
         ConfigError: The folder is named as a file, or there is no run folder.
         RunFolderError: It exists and is not empty.
     """
+    is_given = output is not None
     if output is None:
         output = _build_default(models, format_name, options)
     elif output.suffix.lower() in _FILE_SUFFIXES and not output.is_dir():
@@ -31,11 +35,30 @@ def choose_output(
             f"--output {output} names a file, but an export is a folder: its files have names of "
             f"their own, and parity.json is among them. Use --output {output.with_suffix('')}"
         )
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    if output.exists() and not output.is_dir():
         raise RunFolderError(
-            f"{output} exists and is not empty. Choose another folder for --output."
+            f"{output} is a file, and an export is a folder. Give the path of a new folder with "
+            f"--output."
+        )
+    if output.exists() and any(output.iterdir()):
+        remedy = "" if is_given else "Remove this earlier export, or "
+        raise RunFolderError(
+            f"{output} exists and is not empty. {remedy}{'G' if is_given else 'g'}ive the path of "
+            f"a new folder with --output."
         )
     return output
+
+
+@contextmanager
+def write_output(output: Path) -> Iterator[Path]:
+    """Yield a temporary folder that becomes the output, with the digests of its files.
+
+    Raises:
+        StorageError: The disk is full, read-only or fails.
+    """
+    with write_folder_atomically(output) as temporary:
+        yield temporary
+        write_file_digests(temporary)
 
 
 def _build_default(models: Sequence[Path], format_name: str, options: ExportOptions) -> Path:

@@ -9,7 +9,10 @@ from finetune.bundle.verification.json_file import read_json_file
 
 RECORD_FILE = "pushed_files.json"
 
-_KINDS = (".safetensors", ".onnx", ".onnx.data", "parity.json", "config.json", "finetune.json")
+_KINDS = (
+    ".safetensors", ".onnx", ".onnx.data", "parity.json", "config.json", "finetune.json",
+    "file_digests.json",
+)  # fmt: skip
 _KEY = "files"
 
 

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from finetune.server.batching.prediction_pipeline import PredictionPipeline, Result
 from finetune.server.batching.saliency_worker import SaliencyWorker
 from finetune.server.connections.access_control import AccessControl
+from finetune.server.error_responses import describe_interface
 from finetune.server.intake.body_budget import BodyBudget
 from finetune.server.intake.limits import ServerLimits
 from finetune.server.intake.rejection import RejectionError
@@ -62,7 +63,7 @@ class ModelServer:
         api = FastAPI(
             title="finetune serve",
             version=version,
-            description="Classes of images by one model.",
+            description=describe_interface(),
             docs_url=None,  # FastAPI's own pages load scripts from elsewhere
             redoc_url=None,
             redirect_slashes=False,  # would name another address, after the Host header

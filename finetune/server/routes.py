@@ -7,6 +7,12 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from finetune.server import response_models
+from finetune.server.error_responses import (
+    HEALTH_ERRORS,
+    IMAGE_ERRORS,
+    READING_ERRORS,
+    SAMPLE_ERRORS,
+)
 from finetune.server.query_check import check_query
 
 if TYPE_CHECKING:
@@ -27,19 +33,10 @@ def _describe_body(file: dict[str, Any]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": response_models.ErrorBody, "description": text}
-    for status, text in (
-        (400, "The form is damaged."),
-        (401, "The token is missing or wrong."),
-        (408, "The request did not arrive in time."),
-        (413, "Too many bytes, pixels or files."),
-        (415, "Not an image, or of a format that is not read."),
-        (422, "A damaged image, no file, or an invalid or unknown parameter."),
-        (429, "Too much work in progress; see the header Retry-After."),
-        (503, "The answer took too long."),
-    )
-}
+def _describe_file(media_type: str) -> dict[int | str, dict[str, Any]]:
+    """Return the OpenAPI description of an answer that is no JSON."""
+    schema = {"type": "string"} if media_type.startswith("text/") else _FILE
+    return {200: {"description": "Success", "content": {media_type: {"schema": schema}}}}
 
 
 def build_api(server: "ModelServer") -> APIRouter:
@@ -51,7 +48,7 @@ def build_api(server: "ModelServer") -> APIRouter:
         "/predict",
         summary="Predict the classes of one image or several",
         response_model=response_models.PredictResponse,
-        responses=_ERRORS,
+        responses=IMAGE_ERRORS,
         openapi_extra=_describe_body({"type": "array", "items": _FILE}),
     )
     async def predict(
@@ -67,7 +64,7 @@ def build_api(server: "ModelServer") -> APIRouter:
         "/saliency",
         summary="Draw what the predicted class of an image depends on",
         response_model=response_models.SaliencyResponse,
-        responses=_ERRORS,
+        responses=IMAGE_ERRORS,
         openapi_extra=_describe_body(_FILE),
     )
     async def saliency(request: Request) -> Response:
@@ -77,6 +74,7 @@ def build_api(server: "ModelServer") -> APIRouter:
         "/health",
         summary="Tell whether the server answers",
         response_model=response_models.HealthResponse,
+        responses=HEALTH_ERRORS,
     )
     async def health() -> Response:
         is_alive = server.pipeline.is_alive
@@ -87,6 +85,7 @@ def build_api(server: "ModelServer") -> APIRouter:
         summary="Describe the model and the limits of the server",
         response_model=response_models.MetadataResponse,
         response_model_exclude_unset=True,
+        responses=READING_ERRORS,
     )
     async def metadata() -> Response:
         return JSONResponse(
@@ -103,7 +102,12 @@ def build_api(server: "ModelServer") -> APIRouter:
             }
         )
 
-    @router.get("/metrics", summary="Return metrics in the format of Prometheus")
+    @router.get(
+        "/metrics",
+        summary="Return metrics in the format of Prometheus",
+        response_class=Response,
+        responses=READING_ERRORS | _describe_file("text/plain"),
+    )
     async def metrics() -> Response:
         return Response(server.metrics.render(), media_type="text/plain; version=0.0.4")
 
@@ -111,16 +115,27 @@ def build_api(server: "ModelServer") -> APIRouter:
         "/samples",
         summary="List photos that the page offers",
         response_model=list[response_models.SampleEntry],
+        responses=READING_ERRORS,
     )
     async def samples() -> Response:
         entries = [{"name": s.name, "label": s.label} for s in server.model.samples]
         return JSONResponse(entries)
 
-    @router.get("/samples/{number}", summary="Return the file of a photo, numbered from 0")
+    @router.get(
+        "/samples/{number}",
+        summary="Return the file of a photo, numbered from 0",
+        response_class=Response,
+        responses=SAMPLE_ERRORS | _describe_file("application/octet-stream"),
+    )
     async def sample(number: int) -> Response:
         return Response(_get_sample(server, number).content, media_type="application/octet-stream")
 
-    @router.get("/samples/{number}/thumbnail", summary="Return a small JPEG of a photo")
+    @router.get(
+        "/samples/{number}/thumbnail",
+        summary="Return a small JPEG of a photo",
+        response_class=Response,
+        responses=SAMPLE_ERRORS | _describe_file("image/jpeg"),
+    )
     async def thumbnail(number: int) -> Response:
         return Response(_get_sample(server, number).thumbnail, media_type="image/jpeg")
 

@@ -40,7 +40,7 @@ class SaliencyPicture:
     """Picture of what the answer for an image depends on.
 
     Attributes:
-        label: Class that the picture is about; empty without a picture.
+        label: Predicted class, which the picture is about; empty if the model has no maps.
         picture: PNG; None where no picture can be trusted.
         reason: Why there is none.
     """

@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
+from finetune.server.answer_keys import list_answer_keys
+from finetune.server.error_responses import EVERYWHERE
+
 _ASSETS = {
     # the look of the report
     "report.css": ("finetune.report", "text/css"),
@@ -39,12 +42,19 @@ def render_docs(schema: Mapping[str, Any], version: str) -> str:
         version: Version of finetune, for the footer.
     """
     operations = [
-        {"path": path, "method": method.upper(), **operation}
+        {
+            "path": path,
+            "method": method.upper(),
+            "keys": list_answer_keys(schema, operation),
+            **operation,
+        }
         for path, entry in schema["paths"].items()
         for method, operation in entry.items()
         if method in ("get", "post")
     ]
-    return _render("docs.html.j2", version=version, operations=operations)
+    return _render(
+        "docs.html.j2", version=version, operations=operations, statuses=dict(EVERYWHERE)
+    )
 
 
 def _render(template: str, **values: Any) -> str:

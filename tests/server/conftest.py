@@ -80,7 +80,7 @@ def bundle(model_folder: Path) -> ModelBundle:
 def create_model(bundle: ModelBundle, *, limits: ServerLimits = LIMITS) -> PredictorModel:
     """Return a model for a server, with one sample photo."""
     predictor = Predictor(bundle, device="cpu", options=ReadOptions(max_pixels=limits.max_pixels))
-    facts = build_model_facts(bundle.card, bundle.source, runtime="torch", device="cpu")
+    facts = build_model_facts(bundle.card, runtime="torch", device="cpu")
     photo = create_photo(1)
     samples = [SamplePhoto("one.png", "bée", photo, photo)]
     return PredictorModel(predictor, facts=facts, samples=samples, saliency_bundle=bundle)

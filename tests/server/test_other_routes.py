@@ -12,7 +12,7 @@ def test_metadata_describes_the_model_and_names_no_folder(
     start: Starter, bundle: ModelBundle
 ) -> None:
     tree = start().get("/metadata").json()
-    assert tree["title"] == "insects"
+    assert tree["title"] == "ant, bée, wasp, <b>red</b>"
     assert tree["classes"] == list(CLASSES)
     assert tree["limits"]["max_pixels"] == LIMITS.max_pixels
     assert tree["preprocessing"]["input_size"] == [3, 32, 32]
@@ -75,6 +75,45 @@ def test_openapi_describes_what_a_client_sends(start: Starter) -> None:
     saliency = schema["paths"]["/saliency"]["post"]["requestBody"]["content"]
     assert saliency["multipart/form-data"]["schema"]["properties"]["file"]["type"] == "string"
     assert schema["paths"].keys() >= {"/health", "/metadata", "/metrics", "/saliency"}
+
+
+def test_openapi_has_the_errors_and_the_keys_of_all_answers(start: Starter) -> None:
+    client = start()
+    schema = client.get("/openapi.json").json()
+    models = schema["components"]["schemas"]
+    for model in models.values():
+        for name, entry in model["properties"].items():
+            assert entry.get("description"), name
+    assert models["MetadataResponse"]["properties"].keys() == client.get("/metadata").json().keys()
+    answer = client.post("/saliency", content=create_photo()).json()
+    assert models["SaliencyResponse"]["properties"].keys() == answer.keys()
+    answer = client.post("/predict?all=true", content=create_photo()).json()
+    assert models["ImagePrediction"]["properties"].keys() >= answer["predictions"][0].keys()
+    statuses = {
+        "/predict": "200 400 401 403 408 413 415 421 422 429 500 503",
+        "/metadata": "200 401 421 422 500",
+        "/samples/{number}": "200 401 404 421 422 500",
+        "/health": "200 421 422 500 503",
+    }
+    for path, expected in statuses.items():
+        (operation,) = schema["paths"][path].values()
+        assert sorted(operation["responses"]) == expected.split(), path
+        for status, response in operation["responses"].items():
+            if status[0] in "45" and path != "/health":
+                (content,) = response["content"].values()
+                assert content["schema"]["$ref"].endswith("/ErrorBody")
+    metrics = schema["paths"]["/metrics"]["get"]["responses"]["200"]["content"]
+    assert metrics.keys() == {"text/plain"}
+    for status in ("404", "405"):
+        assert f"- {status}: " in schema["info"]["description"]
+
+
+def test_docs_page_shows_the_errors_and_the_keys_of_answers(start: Starter) -> None:
+    text = start().get("/docs").text
+    for status in (403, 404, 405, 421):
+        assert f'<th scope="row">{status}</th>' in text
+    for key in ("predictions[].top[].probability", "picture", "limits.max_bytes", "[].name"):
+        assert f"<code>{key}</code>" in text
 
 
 def test_docs_page_shows_each_route_and_loads_nothing_from_elsewhere(start: Starter) -> None:

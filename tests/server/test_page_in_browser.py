@@ -103,7 +103,7 @@ def test_photo_is_dropped_or_pasted_and_its_classes_are_shown(
     page.locator(".answer").wait_for()
     labels = page.locator(".bar-label").all_inner_texts()
     assert sorted(labels) == sorted(CLASSES)
-    assert page.locator(".answer h2").inner_text() == labels[0]
+    assert page.locator(".answer h3").inner_text() == labels[0]
     widths = [box.bounding_box() for box in page.locator(".bar-fill").all()]
     assert [w["width"] for w in widths if w] == sorted([w["width"] for w in widths if w])[::-1]
     status = page.locator("#status")
@@ -112,19 +112,41 @@ def test_photo_is_dropped_or_pasted_and_its_classes_are_shown(
     assert page.locator(".answer img").evaluate("one => one.naturalWidth") == 40
 
 
-def test_bad_file_has_its_reason_and_the_page_goes_on(open_page: "Opener") -> None:
+def test_each_photo_has_an_answer_or_the_reason_in_their_order(open_page: "Opener") -> None:
     page = open_page()
     page.locator("#try").wait_for()
-    page.set_input_files("#files", build_file("a.txt", b"hello", "text/plain"))
-    page.locator("#status", has_text="a.txt: Not an image: text.").wait_for()
     large = build_file("b.png", bytes(LIMITS.max_bytes + 1))
-    page.set_input_files("#files", large)
-    page.locator("#status", has_text="b.png: The file is too large").wait_for()
-    assert page.locator(".answer").count() == 0
-    files = [build_file(f"{n}.png", create_photo(n)) for n in range(2)]
+    text = build_file("a.txt", b"hello", "text/plain")
+    files = [
+        text,
+        build_file("0.png", create_photo(0)),
+        large,
+        build_file("1.png", create_photo(1)),
+    ]
     page.set_input_files("#files", files)
-    page.locator("#status", has_text="1.png: ").wait_for()
-    assert page.locator(".answer").count() == 2
+    page.locator("#status", has_text="4 photos: 2 with an answer, 2 without an answer.").wait_for()
+    names = ["a.txt", "0.png", "b.png", "1.png"]
+    assert page.locator("#results .answer-name").all_inner_texts() == names
+    reasons = page.locator("#results .message-problem").all_inner_texts()
+    assert reasons[0] == "Not an image: text."
+    assert reasons[1].startswith("The file is too large")
+    assert len(reasons) == 2
+
+
+def test_answers_of_before_are_set_aside(open_page: "Opener") -> None:
+    page = open_page()
+    page.locator("#try").wait_for()
+    page.set_input_files("#files", build_file("0.png", create_photo(0)))
+    page.locator("#results .bars").wait_for()
+    assert page.locator("#earlier").is_hidden()
+    page.set_input_files("#files", build_file("a.txt", b"hello", "text/plain"))
+    page.locator("#status", has_text="a.txt has no answer.").wait_for()
+    assert page.locator("#results .answer-name").all_inner_texts() == ["a.txt"]
+    assert page.locator("#earlier-list .answer-name").all_inner_texts() == ["0.png"]
+    assert page.get_by_role("heading", name="Earlier photos").is_visible()
+    page.set_input_files("#files", build_file("1.png", create_photo(1)))
+    page.locator("#results .bars").wait_for()
+    assert page.locator(".answer-name").all_inner_texts() == ["1.png", "a.txt", "0.png"]
 
 
 def test_sample_and_saliency_by_keyboard(open_page: "Opener") -> None:
@@ -148,12 +170,12 @@ def test_sample_that_cannot_be_had_has_its_reason(open_page: "Opener") -> None:
     answer = {"status": 404, "json": {"detail": "Not Found."}}
     page.route("**/samples/0", lambda route: route.fulfill(**answer))
     sample.click()
-    page.locator("#status", has_text="one.png: Not Found.").wait_for()
+    page.locator(".answer", has_text="one.png").get_by_text("Not Found.").wait_for()
     page.route("**/samples", lambda route: route.fulfill(**answer))
     page.reload()
     page.locator("#status", has_text="Samples: Not Found.").wait_for()
     page.set_input_files("#files", build_file("x", create_photo()))
-    page.locator(".answer").wait_for()
+    page.locator(".answer .bars").wait_for()
 
 
 def test_page_fits_a_phone_and_offers_its_camera(open_page: "Opener") -> None:
@@ -173,13 +195,16 @@ def test_page_is_dark_when_the_system_is(open_page: "Opener") -> None:
     page = open_page(color_scheme="dark")
     read = "getComputedStyle(document.body).backgroundColor"
     dark = page.evaluate(read)
-    page.get_by_role("button", name="Dark").click()
+    page.get_by_role("button", name="Switch to the light theme").click()
     assert page.evaluate(read) != dark
-    assert page.get_by_role("button", name="Dark").get_attribute("aria-pressed") == "false"
+    assert page.locator("#theme-toggle").inner_text() == "Dark"
+    page.get_by_role("button", name="Switch to the dark theme").click()
+    assert page.evaluate(read) == dark
 
 
 def test_page_asks_for_the_token_or_takes_it_from_its_address(open_page: "Opener") -> None:
     page = open_page("closed")
+    assert page.locator("h1").inner_text() == "Image classifier"
     page.get_by_role("textbox", name="Token").fill("wrong token")
     page.get_by_role("button", name="Continue").click()
     page.locator("#token-message", has_text="This token is not accepted.").wait_for()

@@ -26,6 +26,8 @@ def test_saliency_is_a_picture_or_a_reason(
     client = start(model)
     found = client.post("/saliency", content=create_photo()).json()
     assert found["picture"] is None
+    (predicted,) = client.post("/predict", content=create_photo()).json()["predictions"]
+    assert found["label"] == predicted["label"]
     assert found["reason"]  # a network of random weights has no map that can be trusted
     assert client.post("/saliency", content=b"text").status_code == 415
     monkeypatch.setattr(model, "draw_saliency", lambda _: SaliencyPicture("bée", b"png"))

@@ -155,4 +155,4 @@ def test_ctrl_c_ends_with_code_130_after_the_last_answer(
     with start_server(model_folder, tmp_path) as (process, url):
         said = _stop_during_a_request(process, url, signal.SIGINT)
         assert process.wait(20) == 130
-    assert said == "error: Interrupted by Ctrl-C.\n"
+    assert said == "Stopped.\n"

@@ -16,12 +16,8 @@ from finetune.cli.options.model_options import (
     check_models,
     parse_device,
 )
-from finetune.cli.render.output import (
-    SIGNAL_EXIT_CODE_BASE,
-    build_console_reporter,
-    exit_on_stop_request,
-)
-from finetune.errors import ConfigError
+from finetune.cli.render.output import build_console_reporter, exit_on_stop_request
+from finetune.errors import INTERRUPTED_EXIT_CODE, ConfigError
 from finetune.inference.tta import parse_tta
 from finetune.server.intake import limits as server_limits
 from finetune.server.intake.limits import ServerLimits
@@ -134,6 +130,7 @@ def serve(
             reporter=reporter,
             on_ready=announce,
         )
-    if signum == signal.SIGINT:
-        raise typer.Exit(SIGNAL_EXIT_CODE_BASE + signum)
     reporter.note("Stopped.")
+    if signum == signal.SIGINT:
+        # typer.Exit with this code would be reported as an error
+        raise SystemExit(INTERRUPTED_EXIT_CODE)

@@ -4,7 +4,6 @@ import html
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 
 from finetune.bundle.bundle import collect_versions
 from finetune.bundle.model_card import ModelCard
@@ -13,25 +12,32 @@ from finetune.bundle.model_page.metric_tables import choose_split
 from finetune.bundle.model_page.weights_origin import find_weights_origin
 from finetune.report.number_formats import format_interval, format_metric, format_metric_name
 from finetune.server.served_model import ModelFacts
+from finetune.units import format_count
 
 _MARKDOWN_ESCAPE = re.compile(r"\\([^\w\s])")
+_NO_BREAK_SPACE = "\u00a0"
+_MAX_TITLE_CLASSES = 5
+_MAX_TITLE_LENGTH = 48
 _MAIN_METRICS = ("accuracy", "balanced_accuracy", "mean_average_precision", "macro_f1")
 _SPLIT_NAMES = {"val": "validation images", "test": "test images"}
 
 
-def build_model_facts(card: ModelCard, source: Path, *, runtime: str, device: str) -> ModelFacts:
+def build_model_facts(
+    card: ModelCard, *, runtime: str, device: str, data_name: str = ""
+) -> ModelFacts:
     """Return what clients are told of a model; it names no folder of the server's machine.
 
     Args:
         card: Card of the model.
-        source: Folder or file of the model, whose name becomes the title.
         runtime: Library that computes the network: "torch" or "onnx".
         device: Device that it computes on.
+        data_name: Name of the images of its run; empty if nothing is known.
     """
     origin = find_weights_origin(card)
     metrics = card.facts.get("metrics") or {}
     thresholds = card.thresholds
     metadata = {
+        "data": data_name,
         "classes": list(card.classes),
         "is_multi_label": card.is_multi_label,
         "thresholds": None
@@ -49,20 +55,18 @@ def build_model_facts(card: ModelCard, source: Path, *, runtime: str, device: st
     }
     return ModelFacts(
         metadata,
-        title=_choose_title(source),
+        title=_choose_title(card),
         notes=tuple(_list_notes(card, origin.license)),
         figures=tuple(_list_figures(card, metrics)),
     )
 
 
-def _choose_title(source: Path) -> str:
-    """Return the name of a run folder, also for its bundle or a checkpoint in it."""
-    path = source.resolve()
-    inner = {"bundle", "checkpoints"}
-    names = [path.stem if path.is_file() else path.name, *(parent.name for parent in path.parents)]
-    if len(names) > 1 and names[1] == "checkpoints":
-        names = names[2:]
-    return next((name for name in names if name and name not in inner), "Model")
+def _choose_title(card: ModelCard) -> str:
+    """Return the classes of a model where they are few, else their number."""
+    names = ", ".join(card.classes)
+    if len(card.classes) <= _MAX_TITLE_CLASSES and len(names) <= _MAX_TITLE_LENGTH:
+        return names
+    return format_count(len(card.classes), "label" if card.is_multi_label else "class")
 
 
 def _list_figures(
@@ -79,7 +83,8 @@ def _list_figures(
         images = _SPLIT_NAMES.get(split or "", "held-out images")
         remark = images if count is None else f"{count:,} {images}"
         if interval is not None:
-            remark += f"; 95% interval {format_interval(interval, name)}"
+            text = f"95% interval {format_interval(interval, name)}"
+            remark += "; " + text.replace(" ", _NO_BREAK_SPACE)
         figures.append((format_metric_name(name), format_metric(values[name], name), remark))
     noun = "label" if card.is_multi_label else "class"
     figures.append(("Labels" if card.is_multi_label else "Classes", f"{len(card.classes):,}", ""))

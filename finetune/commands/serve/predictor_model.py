@@ -109,13 +109,14 @@ class PredictorModel:
             options=self._predictor.options,
         )
         (result,) = found.maps.results
+        label = "" if result is None else bundle.card.classes[result.target]
         if result is None or not result.is_trusted:
-            return SaliencyPicture(reason=found.maps.reason or found.maps.describe())
+            return SaliencyPicture(label, reason=found.maps.reason or found.maps.describe())
         (pixels,) = found.pixels
         picture = join_pictures(draw_photo(pixels), draw_overlay(pixels, result.map))
         buffer = BytesIO()
         picture.save(buffer, format="PNG")
-        return SaliencyPicture(bundle.card.classes[result.target], buffer.getvalue())
+        return SaliencyPicture(label, buffer.getvalue())
 
     def measure_seconds(self, batch_size: int) -> float:
         """Run the network on black images, as the first batches are slow; return a batch's seconds.

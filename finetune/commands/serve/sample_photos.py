@@ -19,6 +19,28 @@ MAX_SAMPLE_BYTES = 10_000_000
 """Larger photos are not offered, as all of them are kept in memory."""
 
 
+_COMMON_NAMES = frozenset(
+    ("data", "dataset", "datasets", "images", "imgs", "labels", "photos", "train", "training")
+)
+"""Names of data folders that tell nothing of the images."""
+
+
+def find_data_name(model: Path) -> str:
+    """Return the name of the data folder or CSV of a run; empty if it is unknown or says nothing.
+
+    Args:
+        model: Run folder, or a bundle, checkpoint or export in one.
+    """
+    try:
+        run = read_run_images(model) or read_run_of_part(model)
+    except FinetuneError:
+        return ""
+    if run is None:
+        return ""
+    name = run.path.stem if run.is_csv else run.path.name
+    return "" if name.lower() in _COMMON_NAMES else name
+
+
 def read_sample_photos(
     model: Path, *, count: int, options: ReadOptions
 ) -> tuple[list[SamplePhoto], str]:

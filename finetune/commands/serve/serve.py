@@ -10,7 +10,7 @@ from finetune.commands.ensembles.combined_model import load_models, to_paths
 from finetune.commands.serve.model_facts import build_model_facts
 from finetune.commands.serve.predictor_model import PredictorModel
 from finetune.commands.serve.runtime import Runtime, choose_runtime
-from finetune.commands.serve.sample_photos import read_sample_photos
+from finetune.commands.serve.sample_photos import find_data_name, read_sample_photos
 from finetune.commands.serve.serve_extra import check_serve_extra
 from finetune.commands.target_prior import apply_prior
 from finetune.inference.input_checks import check_views, resize_input
@@ -151,7 +151,10 @@ def _build_model(
     reporter: Reporter,
 ) -> PredictorModel:
     facts = build_model_facts(
-        predictor.card, path, runtime=runtime_name, device=predictor.device.type
+        predictor.card,
+        runtime=runtime_name,
+        device=predictor.device.type,
+        data_name=find_data_name(path),
     )
     samples, reason = read_sample_photos(
         path, count=num_samples, options=predictor.card.read_options

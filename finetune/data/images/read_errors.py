@@ -83,7 +83,7 @@ def describe_read_error(path: Path, error: Exception, messages: Sequence[str] = 
     if isinstance(error, PermissionError):
         return "not readable (permission denied)"
     if isinstance(error, Image.DecompressionBombError):
-        return "too large: over Pillow's decompression bomb limit"
+        return _describe_bomb(error)
     if isinstance(error, MemoryError):
         return "too large: there is not enough memory to read it"
     try:
@@ -122,6 +122,15 @@ def _describe_unknown(start: bytes) -> str:
         return "not an image: its first bytes are all zero"
     is_text = all(byte >= 32 or byte in b"\t\r\n\f" for byte in start)
     return f"not an image: {'text' if is_text else 'unrecognised content'}"
+
+
+def _describe_bomb(error: Image.DecompressionBombError) -> str:
+    """Return the number of pixels of a bomb and Pillow's limit, which its error alone knows."""
+    numbers = [int(text) for text in re.findall(r"\d{4,}", str(error))]
+    if len(numbers) != 2:
+        return "too large: over Pillow's limit of pixels"
+    size, limit = numbers[0] / 1e6, numbers[1] // 100_000 / 10
+    return f"too large: {size:.0f} megapixels, over Pillow's limit of {limit:g}"
 
 
 def _find_plugin_error(path: Path, entry: ImageFormat) -> Exception | None:

@@ -3,7 +3,7 @@
   "use strict";
   const find = (id) => document.getElementById(id);
   const TOP = 5;
-  const MAX_ANSWERS = 20;
+  const MAX_EARLIER = 20;
   const MAX_ATTEMPTS = 4;
   const TOKEN_KEY = "finetune-token";
   let token = takeToken();
@@ -170,17 +170,30 @@
     return button;
   }
 
-  function showAnswer(prediction, blob, { name, label, source }) {
-    const box = make("div", "answer-text", make("h2", "", getHeading(prediction)));
+  function makeAnswer(prediction, blob, { name, label, source }) {
+    const box = make("div", "answer-text", make("h3", "", getHeading(prediction)));
     if (label) box.append(make("p", "answer-remark", `Labelled ${label}`));
     box.append(...makeBars(prediction));
     if (model.has_saliency) box.append(makeSaliency(blob, box));
     const answer = make("article", "answer", makePhoto(blob, name, source), box);
     answer.setAttribute("aria-label", `Answer for ${name}`);
-    const results = find("results");
-    results.prepend(answer);
-    while (results.children.length > MAX_ANSWERS) results.lastElementChild.remove();
     return answer;
+  }
+
+  /** Return the entry of a photo that has no answer, with the reason. */
+  function makeFailure(name, reason) {
+    const box = make("div", "answer-text", make("h3", "", "No answer"), make("p", "message-problem", reason));
+    const answer = make("article", "answer answer-failed", make("p", "answer-name", name), box);
+    answer.setAttribute("aria-label", `No answer for ${name}`);
+    return answer;
+  }
+
+  /** Move the answers to the photos of before below those to come, under a heading of their own. */
+  function setAside() {
+    const earlier = find("earlier-list");
+    earlier.prepend(...find("results").children);
+    while (earlier.children.length > MAX_EARLIER) earlier.lastElementChild.remove();
+    find("earlier").hidden = earlier.children.length === 0;
   }
 
   function showProblem(error, name) {
@@ -188,36 +201,57 @@
     else say(`${name}: ${error.message}`, true);
   }
 
-  async function predict(blob, photo) {
-    say(`Predicting ${photo.name} …`);
-    try {
-      if (blob.size > model.limits.max_bytes) {
-        const limit = `${Math.round(model.limits.max_bytes / 1e6)} MB`;
-        throw new AnswerError(`The file is too large; the server takes at most ${limit}.`, 413);
-      }
-      const found = await requestJson("predict?all=true", { method: "POST", body: blob });
-      const answer = showAnswer(found.predictions[0], blob, photo);
-      say(`${photo.name}: ${describe(found.predictions[0])}`);
-      return answer;
-    } catch (error) {
-      showProblem(error, photo.name);
-      return null;
+  /** Return the prediction of a photo, and its bytes. */
+  async function predict(photo) {
+    const blob = photo.blob ?? (await (await request(photo.path)).blob());
+    if (blob.size > model.limits.max_bytes) {
+      const limit = `${Math.round(model.limits.max_bytes / 1e6)} MB`;
+      throw new AnswerError(`The file is too large; the server takes at most ${limit}.`, 413);
     }
+    const found = await requestJson("predict?all=true", { method: "POST", body: blob });
+    return [found.predictions[0], blob];
+  }
+
+  /** Show an answer or the reason of a failure for each photo, in their order. */
+  async function predictAll(photos) {
+    setAside();
+    let numFailed = 0;
+    let text = "";
+    for (const [number, photo] of photos.entries()) {
+      const place = photos.length > 1 ? ` (${number + 1} of ${photos.length})` : "";
+      say(`Predicting ${photo.name}${place} …`);
+      let answer;
+      try {
+        const [prediction, blob] = await predict(photo);
+        answer = makeAnswer(prediction, blob, photo);
+        text = `${photo.name}: ${describe(prediction)}`;
+      } catch (error) {
+        if (error.status === 401) {
+          showProblem(error, photo.name);
+          return;
+        }
+        answer = makeFailure(photo.name, error.message);
+        text = `${photo.name} has no answer.`;
+        numFailed += 1;
+      }
+      find("results").append(answer);
+      if (number === 0) answer.scrollIntoView({ block: "nearest" });
+    }
+    if (photos.length > 1) {
+      const numAnswers = photos.length - numFailed;
+      const failed = numFailed ? `, ${numFailed} without an answer` : "";
+      text = `${photos.length} photos: ${numAnswers} with an answer${failed}.`;
+    }
+    say(text, numFailed > 0);
   }
 
   let queue = Promise.resolve();
-  function enqueue(task) {
-    queue = queue.then(task);
-    return queue;
+  function predictPhotos(photos) {
+    if (photos.length) queue = queue.then(() => predictAll(photos));
   }
 
-  function predictFiles(files) {
-    for (const file of files) {
-      enqueue(() => predict(file, { name: file.name || "Photo" })).then((answer) => {
-        answer?.scrollIntoView({ block: "nearest" });
-      });
-    }
-  }
+  const predictFiles = (files) =>
+    predictPhotos(files.map((file) => ({ name: file.name || "Photo", blob: file })));
 
   // inputs --------------------------------------------------------------------------------------
   function connectInput(button, input) {
@@ -275,6 +309,7 @@
   function showModel() {
     document.title = `${model.title} – finetune serve`;
     find("title").textContent = model.title;
+    find("kind").textContent = ["Image classifier", model.data, model.backbone].filter(Boolean).join(" · ");
     const megabytes = Math.round(model.limits.max_bytes / 1e6);
     const megapixels = Math.round(model.limits.max_pixels / 1e6);
     find("limits").textContent = `Up to ${megabytes} MB and ${megapixels} megapixels; JPEG, PNG, WebP, TIFF and others`;
@@ -304,16 +339,8 @@
         // an address of its own, as an image cannot send the token
         picture.src = URL.createObjectURL(await (await request(`samples/${number}/thumbnail`)).blob());
         picture.alt = "";
-        const button = makeButton("", async () => {
-          let blob;
-          try {
-            blob = await (await request(`samples/${number}`)).blob();
-          } catch (error) {
-            showProblem(error, name);
-            return;
-          }
-          const answer = await enqueue(() => predict(blob, { name, label, source: picture.src }));
-          answer?.scrollIntoView({ block: "nearest" });
+        const button = makeButton("", () => {
+          predictPhotos([{ name, label, source: picture.src, path: `samples/${number}` }]);
         }, "sample");
         button.append(picture, make("span", "", label));
         button.setAttribute("aria-label", `Predict sample ${number + 1}, labelled ${label}`);

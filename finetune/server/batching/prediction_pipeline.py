@@ -135,7 +135,7 @@ class PredictionPipeline:
         try:
             decoded = await asyncio.wrap_future(decoding)
         except DataError as error:
-            return reject_image(error, upload.content)
+            return reject_image(error, upload.content, max_pixels=self._limits.max_pixels)
         return await asyncio.wrap_future(self._batcher.submit(decoded))
 
     def _leave(

@@ -64,7 +64,7 @@ class SaliencyWorker:
             if task.done():
                 return task.result()
         except DataError as error:
-            raise reject_image(error, upload.content) from error
+            raise reject_image(error, upload.content, max_pixels=self._limits.max_pixels) from error
         finally:
             self._num_waiting -= 1
             task.cancel()

@@ -8,7 +8,7 @@ from typing import Any
 from finetune.data.images.formats import NUM_START_BYTES, find_format, identify_content
 from finetune.errors import DataError
 
-_MEGAPIXEL_SETTING = re.compile(r", over data\.max_megapixels=(\S+)")
+_MEGAPIXEL_SETTING = re.compile(r", over (?:data\.max_megapixels=|Pillow's limit of )(\S+)")
 
 
 class RejectionError(Exception):
@@ -42,7 +42,7 @@ class RejectionError(Exception):
         return {"reason": self.reason, "detail": self.detail}
 
 
-def reject_image(error: DataError, content: bytes) -> RejectionError:
+def reject_image(error: DataError, content: bytes, *, max_pixels: int) -> RejectionError:
     """Return the rejection of an image that cannot be read.
 
     Content that is no image, or of a kind that is not read, is an unsupported media type (415), a
@@ -51,9 +51,15 @@ def reject_image(error: DataError, content: bytes) -> RejectionError:
     Args:
         error: Error of reading it, whose message is the reason.
         content: Bytes of the file.
+        max_pixels: Most pixels of an image that the server accepts.
     """
     text = str(error)
-    said = _MEGAPIXEL_SETTING.sub(r"; at most \1 are accepted", text)
+    found = _MEGAPIXEL_SETTING.search(text)
+    if found is not None:  # Pillow refuses some before their size is compared with ours
+        limit = min(float(found[1]), max_pixels / 1e6)
+        said = f"{text[: found.start()]}; at most {limit:g} are accepted"
+    else:
+        said = text
     detail = f"{said[:1].upper()}{said[1:]}."
     if text.startswith("too large"):
         return RejectionError(413, "too_many_pixels", detail)

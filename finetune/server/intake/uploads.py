@@ -47,7 +47,7 @@ class _Body:
         """
         text = self._request.headers.get("content-length")
         if text is not None and int(text) > self._limits.max_bytes:  # the HTTP parser checks digits
-            raise self._build_rejection(f"of {format_bytes(int(text))}")
+            raise self._build_rejection(f"has {format_bytes(int(text))}")
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """Yield the parts of the body.

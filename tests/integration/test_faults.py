@@ -6,6 +6,7 @@ enumerated in ``tests/support/fault_points.py``; ``scripts/soak_kills.py`` kills
 
 import re
 import signal
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -48,23 +49,7 @@ def get_undisturbed(workspace: Path, runs: dict[tuple[str, ...], Path], *args: s
     return runs[args]
 
 
-@pytest.mark.parametrize("point", ["import", *POINTS])
-def test_run_killed_at_point_restarted_ends_bit_identical(
-    point: str, workspace: Path, tmp_path: Path, undisturbed: dict[tuple[str, ...], Path]
-) -> None:
-    run = tmp_path / "run"
-    args = () if point == "probe" else (WITHOUT_PROBE,)
-    code, _ = run_fit(workspace, run, *args, fault=(point, signal.SIGKILL, 0))
-    assert code == -signal.SIGKILL, read_log(run)
-    if point == "mid-epoch":
-        assert load_checkpoint(run)["position"]["steps"] == 2, "the checkpoint of the second step"
-    assert run_fit(workspace, run, *args)[0] == 0, read_log(run)
-    expected = get_undisturbed(workspace, undisturbed, *args)
-    assert_same_end(run, expected)
-    assert load_weights(run).keys() == load_weights(expected).keys()
-    assert "Traceback" not in Path(f"{run}.log").read_text()
-
-
+@pytest.mark.parametrize("signums", [[signal.SIGKILL], [signal.SIGTERM, signal.SIGUSR1]], ids=str)
 @pytest.mark.parametrize(
     ("args", "points"),
     [
@@ -73,7 +58,8 @@ def test_run_killed_at_point_restarted_ends_bit_identical(
     ],
     ids=["probe", "all others"],
 )
-def test_run_stopped_at_points_in_turn_ends_bit_identical(
+def test_run_killed_or_stopped_at_points_in_turn_ends_bit_identical(
+    signums: list[signal.Signals],
     args: tuple[str, ...],
     points: list[str],
     workspace: Path,
@@ -81,12 +67,16 @@ def test_run_stopped_at_points_in_turn_ends_bit_identical(
     undisturbed: dict[tuple[str, ...], Path],
 ) -> None:
     run = tmp_path / "run"
-    for number, point in enumerate(points):
-        signum = (signal.SIGTERM, signal.SIGUSR1)[number % 2]
+    for point, signum in zip(points, cycle(signums), strict=False):
         code, _ = run_fit(workspace, run, *args, fault=(point, signum, 0))
-        assert code == 85, (point, read_log(run))
+        expected_code = -signum if signum == signal.SIGKILL else 85
+        assert code == expected_code, (point, read_log(run))
+        if (point, signum) == ("mid-epoch", signal.SIGKILL):
+            assert load_checkpoint(run)["position"]["steps"] == 2, "that of the second step"
     assert run_fit(workspace, run, *args)[0] == 0, read_log(run)
-    assert_same_end(run, get_undisturbed(workspace, undisturbed, *args))
+    expected = get_undisturbed(workspace, undisturbed, *args)
+    assert_same_end(run, expected)
+    assert load_weights(run).keys() == load_weights(expected).keys()
     assert "Traceback" not in Path(f"{run}.log").read_text()
 
 

@@ -37,7 +37,7 @@ def list_validation_choices(cards: Iterable["ModelCard"]) -> tuple[str, ...]:
         if (facts.get("soup") or {}).get("method") == "greedy":
             choices.append("the runs of the soup")
         if (facts.get("interpolation") or {}).get("fraction") is not None:
-            choices.append("the position between the probe and the last epoch")
+            choices.append("how much of the fine-tuning is kept")
         if (facts.get("rebalancing") or {}).get("tau") is not None:
             choices.append("tau of the classifier")
         if "ensemble_weights" in facts:

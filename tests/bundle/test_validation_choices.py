@@ -14,7 +14,7 @@ from finetune.bundle.validation_choices import describe_validation_choices, list
     [
         (
             {"interpolation": {"fraction": 0.0}},
-            ("the position between the probe and the last epoch",),
+            ("how much of the fine-tuning is kept",),
         ),
         ({"interpolation": {"fraction": None}}, ()),
         ({"rebalancing": {"method": "tau_norm", "tau": 0.0}}, ("tau of the classifier",)),

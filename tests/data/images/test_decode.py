@@ -149,7 +149,7 @@ BROKEN = {
     "noise.jpg": (bytes(range(7, 256)), "not an image: unrecognised content"),
     "bits.png": (PNG[:2000] + bytes(40) + PNG[2040:], r"damaged PNG \(.+\)"),
     "large.png": (PNG, r"too large: 64x48 is 0 megapixels, over data\.max_megapixels=0\.003"),
-    "bomb.png": (png_header(50_000, 50_000), "too large: 2500 megapixels, over Pillow's limit of 178.9$"),
+    "bomb.png": (png_header(50_000, 50_000), "too large: 2500 megapixels, .* limit of 178.9$"),
     "float.tif": (encoded(Image.new("F", (4, 4)), "TIFF"), "32-bit float"),
     "gone.png": (None, "does not exist"),
 }

@@ -4,6 +4,7 @@ import difflib
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -12,6 +13,9 @@ from types import ModuleType
 from typing import Any
 
 from finetune.errors import ConfigError
+
+_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/+", re.IGNORECASE)
+"""Begin of an address; a drive of Windows has one letter."""
 
 
 def suggest_name(name: str, candidates: Iterable[str]) -> str:
@@ -31,6 +35,24 @@ def suggest_path(path: Path) -> str:
         )
         return f" Did you mean '{path.with_name(close[0])}'?" if close else ""
     return ""
+
+
+def explain_missing(path: Path, remedy: str) -> str:
+    """Return what to say on a path that does not exist, with the one that may be meant.
+
+    Addresses, such as https://…, are no paths: a ``Path`` of one has lost a slash.
+
+    Args:
+        path: Path that does not exist.
+        remedy: Sentence on what to do.
+    """
+    if match := _ADDRESS.match(path.as_posix()):
+        address = f"{match[1]}://{path.as_posix()[match.end() :]}"
+        return (
+            f"{address} is an address, which is not opened. Download its files, and give their "
+            f"path."
+        )
+    return f"{path} does not exist.{suggest_path(path)} {remedy}"
 
 
 def is_import_path(name: str) -> bool:

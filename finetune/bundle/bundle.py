@@ -36,20 +36,21 @@ from finetune.bundle.model_card import (
     read_card_json,
 )
 from finetune.bundle.model_page.render_page import render_readme
-from finetune.bundle.model_page.weights_origin import find_weights_origin
+from finetune.bundle.model_page.weights_origin import find_weights_origin, keep_known_origin
 from finetune.bundle.runtimes.hub_download import download_model
 from finetune.bundle.runtimes.model_paths import MODEL_KINDS, is_hub_name
 from finetune.bundle.runtimes.runtime_models import load_other_model
 from finetune.bundle.stored_network import build_stored_network
 from finetune.bundle.verification.card_digest import add_digests, check_digests
 from finetune.bundle.verification.file_digests import compute_sha256
-from finetune.bundle.verification.file_kind import explain_other_kind
+from finetune.bundle.verification.file_kind import explain_other_folder, explain_other_kind
 from finetune.bundle.verification.pickle_refusal import explain_pickle
 from finetune.bundle.verification.timm_config_check import check_timm_config
 from finetune.errors import ModelError, RunFolderError
-from finetune.lookup import suggest_path
+from finetune.lookup import explain_missing
+from finetune.models.pretrained.safetensors_file import check_no_pickle
 from finetune.system.files import write_folder_atomically
-from finetune.system.run_paths import RunFolder, find_whole_folder
+from finetune.system.run_paths import find_whole_folder
 
 _PACKAGES = {
     "finetune": "finetune-vision",
@@ -112,6 +113,10 @@ def save_bundle(network: nn.Module, card: ModelCard, folder: Path) -> None:
             model_args=dict(card.model_args),
             safe_serialization=True,
         )
+        file = temporary / "config.json"
+        config = json.loads(file.read_text(encoding="utf-8"))
+        config["pretrained_cfg"] = keep_known_origin(config["pretrained_cfg"], card)
+        file.write_text(json.dumps(config, indent=2), encoding="utf-8")
         tree = {
             **card.to_json(),
             "sha256": compute_sha256(temporary / "model.safetensors"),
@@ -171,7 +176,7 @@ def load_model(path: Path) -> ModelBundle:
     if is_hub_name(path):
         path = download_model(path.as_posix())
     if not path.exists():
-        raise RunFolderError(f"{path} does not exist.{suggest_path(path)} Pass {MODEL_KINDS}.")
+        raise RunFolderError(explain_missing(path, f"Pass {MODEL_KINDS}."))
     refusal = explain_pickle(path) if path.is_file() else None
     if refusal is not None:
         raise RunFolderError(refusal)
@@ -194,10 +199,7 @@ def load_model(path: Path) -> ModelBundle:
         )
     if (refusal := explain_pickle(path)) is not None:
         raise RunFolderError(refusal)
-    raise RunFolderError(
-        f"{path} contains no model: neither bundle/finetune.json nor checkpoints/best.ckpt exists. "
-        f"If the run was stopped in its first epoch, resume it: {RunFolder(path).resume_command}"
-    )
+    raise RunFolderError(explain_other_folder(path))
 
 
 def _load_bundle(folder: Path, *, root: Path, is_member: bool = False) -> ModelBundle:
@@ -212,6 +214,7 @@ def _load_bundle(folder: Path, *, root: Path, is_member: bool = False) -> ModelB
         check_digests(tree)
         check_timm_config(folder, card)
         weights = folder / "model.safetensors"
+        check_no_pickle(weights)
         _check_sha256(weights, tree["sha256"])
         state = load_file(weights)
         return ModelBundle(build_stored_network(card, state, root), card, folder)

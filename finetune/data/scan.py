@@ -28,7 +28,7 @@ from finetune.data.layouts.split_names import SplitSetting
 from finetune.data.layouts.table_options import DEFAULT_TABLE_OPTIONS, TableOptions
 from finetune.data.scan_result import ImageList, Scan
 from finetune.errors import DataError
-from finetune.lookup import suggest_path
+from finetune.lookup import explain_missing
 from finetune.types import LabelFormat, RejectedFile, Reporter
 from finetune.units import format_count, shorten_text
 
@@ -216,4 +216,4 @@ def _scan_csv(file: Path, files: LabelledFiles, *, allow_empty: bool) -> Scan:
 
 def _check_exists(path: Path) -> None:
     if not path.exists():
-        raise DataError(f"{path} does not exist.{suggest_path(path)} Check the path.")
+        raise DataError(explain_missing(path, "Check the path."))

@@ -13,6 +13,9 @@ from finetune.inference.whole_photos import check_photo_models, takes_photos
 from finetune.models.classifier import eval_mode
 from finetune.types import Tta
 
+_MAX_FACTOR = 2
+"""Factor to the size of training, up or down, from which on a size is far from it."""
+
 
 def check_views(bundle: ModelBundle, tta: Tta) -> None:
     """Check that a model, or each member of an ensemble, allows a test-time augmentation.
@@ -56,6 +59,23 @@ def resize_input(bundle: ModelBundle, image_size: int | None) -> ModelBundle:
         )
     members = tuple(_replace_size(member, image_size) for member in bundle.members)
     return replace(_replace_size(bundle, image_size), members=members)
+
+
+def describe_far_size(bundle: ModelBundle, image_size: int | None) -> str | None:
+    """Return a note on images of a size far from that of the model; None where it is near.
+
+    Args:
+        bundle: Model as it was trained.
+        image_size: Height and width of the input in pixels; None for those of the model.
+    """
+    own = bundle.card.spec.input_size[-1]
+    if image_size is None or own / _MAX_FACTOR <= image_size <= own * _MAX_FACTOR:
+        return None
+    return (
+        f"--image-size {image_size} is far from the {own} px that the model was trained with, and "
+        f"predictions may be wrong. Measure them with labelled images: finetune evaluate "
+        f"--image-size {image_size}"
+    )
 
 
 def _replace_size(bundle: ModelBundle, image_size: int) -> ModelBundle:

@@ -346,7 +346,7 @@ def test_load_model_checkpoint_of_newer_format_raises_run_folder_error(
 def test_load_model_missing_or_empty_path_raises_run_folder_error(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match=r"gone .*not exist"):
         load_model(tmp_path / "gone")
-    with pytest.raises(RunFolderError, match=r"bundle/finetune\.json.*checkpoints/best\.ckpt"):
+    with pytest.raises(RunFolderError, match=r"is empty\. Pass a run folder"):
         load_model(tmp_path)
 
 
@@ -410,6 +410,21 @@ def test_load_model_card_without_priors_has_none(bundle: Path) -> None:
     assert load_model(bundle).card.priors is None
 
 
+def test_config_of_own_weights_claims_no_origin_of_timm(saved: Path, tmp_path: Path) -> None:
+    bundle = load_model(saved)
+    claims = {"tag", "paper_ids", "paper_name", "origin_url", "hf_hub_id"}
+    network = timm.create_model("resnet18.a1_in1k", pretrained=False, num_classes=2)
+    found = {}
+    for weights in ("hub (resnet18.a1_in1k)", "mine.pth"):
+        card = replace(bundle.card, backbone="resnet18.a1_in1k", facts={"weights": weights})
+        save_bundle(network, card, tmp_path / "bundle")
+        config = json.loads((tmp_path / "bundle" / "config.json").read_text(encoding="utf-8"))
+        found[weights] = claims & config["pretrained_cfg"].keys()
+        timm.create_model(f"local-dir:{tmp_path / 'bundle'}", pretrained=False)
+    assert "tag" in found["hub (resnet18.a1_in1k)"]
+    assert not found["mine.pth"]
+
+
 def test_readme_shows_undefined_metrics(saved: Path, tmp_path: Path) -> None:
     bundle = load_model(saved)
     facts = {"metrics": {"val": {"accuracy": 0.5, "rarest_third_recall": None}}}
@@ -421,5 +436,10 @@ def test_readme_shows_undefined_metrics(saved: Path, tmp_path: Path) -> None:
 def test_load_model_without_a_model_quotes_the_command_that_resumes(tmp_path: Path) -> None:
     folder = tmp_path / "my run"
     folder.mkdir()
-    with pytest.raises(RunFolderError, match=r"resume it: finetune fit --resume '.*/my run'$"):
+    for name in ("config.yaml", "manifest.csv"):
+        (folder / name).touch()
+    with pytest.raises(
+        RunFolderError,
+        match=r"bundle/finetune\.json.*resume it: finetune fit --resume '.*/my run'$",
+    ):
         load_model(folder)

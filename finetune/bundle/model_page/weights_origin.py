@@ -1,6 +1,6 @@
 """Origin of the backbone's weights: their repository on the hub, and their licence."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -34,6 +34,10 @@ HUB_LICENSES = frozenset(
     }
 )  # fmt: skip
 """Licences that the hub knows by these names; others are ``other`` with a ``license_name``."""
+
+
+_CONFIG_ORIGIN = ("tag", "paper_ids", "paper_name", "origin_url", "notes", "hf_hub_id", "url")
+"""Entries of ``pretrained_cfg`` in timm's ``config.json`` on the weights of the hub."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +87,15 @@ def find_weights_origin(card: ModelCard) -> WeightsOrigin:
     if is_hub:
         return describe_hub_weights(weights.removeprefix(_HUB_LABEL).removesuffix(")"))
     return WeightsOrigin("file")
+
+
+def keep_known_origin(pretrained_cfg: Mapping[str, Any], card: ModelCard) -> dict[str, Any]:
+    """Return the ``pretrained_cfg`` of ``config.json`` without what is not known of a model.
+
+    timm writes tag, papers and address of its own weights for the backbone, whichever were used.
+    """
+    is_hub = find_weights_origin(card).kind == "hub"
+    return {k: v for k, v in pretrained_cfg.items() if is_hub or k not in _CONFIG_ORIGIN}
 
 
 def find_strictest(origins: Sequence[WeightsOrigin]) -> WeightsOrigin:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from timm.data.config import resolve_data_config
 from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 from torch import nn
@@ -23,6 +22,7 @@ from finetune.bundle.verification.file_digests import check_file_digests
 from finetune.bundle.verification.json_file import check_is_inside, read_json_file
 from finetune.errors import ModelError, RunFolderError
 from finetune.lookup import is_import_path
+from finetune.models.pretrained.safetensors_file import load_safetensors
 from finetune.types import PreprocessSpec
 
 _WEIGHTS = "model.safetensors"
@@ -54,7 +54,7 @@ def load_hub_folder(folder: Path) -> tuple[nn.Module, ModelCard]:
             )
         card = read_timm_card(config, facts=collect_origin_facts(folder, config))
         check_is_inside(folder / _WEIGHTS)
-        state = load_file(folder / _WEIGHTS)
+        state = load_safetensors(folder / _WEIGHTS)
         return build_stored_network(card, state, folder), card
     except (ModelError, RunFolderError) as error:
         raise type(error)(f"{folder}: {error}") from error

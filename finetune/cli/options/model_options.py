@@ -10,7 +10,7 @@ from finetune.bundle.model_card import find_bundle, read_class_names
 from finetune.bundle.runtimes.model_paths import MODEL_KINDS, is_hub_name, is_other_model
 from finetune.errors import ConfigError, RunFolderError
 from finetune.evaluation.prior_file import check_prior
-from finetune.lookup import suggest_path
+from finetune.lookup import explain_missing
 
 _DEVICES = ("auto", "cpu", "cuda", "mps")
 
@@ -94,7 +94,7 @@ def check_models(
     """
     for path in paths:
         if not path.exists() and not is_hub_name(path):
-            raise RunFolderError(f"{path} does not exist.{suggest_path(path)} Give {kinds}.")
+            raise RunFolderError(explain_missing(path, f"Give {kinds}."))
         if len(paths) > 1 and path.is_dir() and not is_model(path):
             order = " Models come first, and the images last." if has_images else ""
             raise RunFolderError(f"{path} is no model. Give {kinds}.{order}")

@@ -145,15 +145,25 @@ def _check_outputs(
 
     Raises:
         ConfigError: The format is unknown, or one file has two contents.
-        RunFolderError: The path of a file is that of a folder.
+        RunFolderError: The path of a file is that of a folder or device.
     """
     if output is not None and output.is_dir():
         raise RunFolderError(
             f"--output {output} is a folder. Give the path of a .csv, .jsonl or .parquet file; a "
             f"folder of Parquet files is written with --shards."
         )
+    if output is not None and (_is_device(output) or (output.exists() and not output.is_file())):
+        raise RunFolderError(
+            f"--output {output} is a device or a pipe, which a file would replace. Leave --output "
+            f"out: the predictions are then printed."
+        )
     check_distinct_outputs({"--output": output, "--embeddings": embeddings})
     return choose_format(output, output_format)
+
+
+def _is_device(path: Path) -> bool:
+    """Return whether a path lies among the devices; /dev/stdout may be a link to a file."""
+    return path.absolute().is_relative_to("/dev") and not path.absolute().is_relative_to("/dev/shm")
 
 
 def summarise_job(job: PredictionJob) -> PredictSummary:

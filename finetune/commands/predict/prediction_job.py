@@ -29,7 +29,7 @@ from finetune.data.streams.open_stream import describe_other_files, open_stream
 from finetune.data.streams.stream_image import StreamImage
 from finetune.errors import DataError
 from finetune.evaluation.prior_file import PRIOR_NAMES
-from finetune.inference.input_checks import check_views, resize_input
+from finetune.inference.input_checks import check_views, describe_far_size, resize_input
 from finetune.inference.prediction_stream import PredictedBatch, predict_stream
 from finetune.inference.predictor import Predictor
 from finetune.inference.tta import parse_tta
@@ -99,6 +99,8 @@ class PredictionJob:
         )
         for member in bundle.members or (bundle,):
             check_card_options(options, member.card, source=member.source)
+        if (note := describe_far_size(bundle, options.image_size)) is not None:
+            reporter.note(f"note: {note}")
         bundle = resize_input(apply_prior(bundle, options.prior, reporter), options.image_size)
         self.bundle = _set_temperature(bundle, options.temperature)
         check_views(self.bundle, tta)

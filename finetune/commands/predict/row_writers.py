@@ -21,9 +21,7 @@ OutputFormat = Literal["csv", "jsonl", "parquet"]
 OUTPUT_FORMATS: tuple[OutputFormat, ...] = ("csv", "jsonl", "parquet")
 
 _FORMAT_OF_SUFFIX: dict[str, OutputFormat] = {
-    "": "csv",
     ".csv": "csv",
-    ".txt": "csv",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".parquet": "parquet",
@@ -141,10 +139,11 @@ def choose_format(output: Path | None, output_format: str | None) -> OutputForma
             )
     else:
         suffix = "" if output is None else output.suffix.lower()
-        found = _FORMAT_OF_SUFFIX.get(suffix)
+        found = "csv" if output is None else _FORMAT_OF_SUFFIX.get(suffix)
         if found is None:
+            given = f"for {suffix}" if suffix else "without a suffix"
             raise ConfigError(
-                f"--output {output}: no format is known for {suffix}. Name the file .csv, .jsonl "
+                f"--output {output}: no format is known {given}. Name the file .csv, .jsonl "
                 f"or .parquet, or choose the format with --output-format."
             )
     if found == "parquet" and output is None:

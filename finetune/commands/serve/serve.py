@@ -13,7 +13,7 @@ from finetune.commands.serve.runtime import Runtime, choose_runtime
 from finetune.commands.serve.sample_photos import find_data_name, read_sample_photos
 from finetune.commands.serve.serve_extra import check_serve_extra
 from finetune.commands.target_prior import apply_prior
-from finetune.inference.input_checks import check_views, resize_input
+from finetune.inference.input_checks import check_views, describe_far_size, resize_input
 from finetune.inference.predictor import Predictor
 from finetune.inference.tta import parse_tta
 from finetune.server.intake.limits import ServerLimits
@@ -97,6 +97,8 @@ def serve(
             batch_size=limits.batch_size,
             reporter=reporter,
         )
+        if (note := describe_far_size(bundle, image_size)) is not None:
+            reporter.note(f"note: {note}")
         bundle = resize_input(apply_prior(bundle, prior, reporter), image_size)
         check_views(bundle, tta)
         with choose_runtime(bundle, runtime, reporter=reporter) as (computed, runtime_name):

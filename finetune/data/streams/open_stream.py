@@ -16,7 +16,7 @@ from finetune.data.streams.stream_image import ImageStream, ListDigest, StreamIm
 from finetune.data.streams.table_streams import CsvStream, ParquetStream
 from finetune.data.streams.tar_stream import TarStream, expand_braces, is_tar_path
 from finetune.errors import ConfigError, DataError
-from finetune.lookup import suggest_path
+from finetune.lookup import explain_missing
 from finetune.units import format_count
 
 STANDARD_INPUT = "-"
@@ -182,4 +182,4 @@ def _open_tars(path: Path) -> TarStream:
 
 def _check_exists(path: Path) -> None:
     if not path.exists():
-        raise DataError(f"{path} does not exist.{suggest_path(path)} Check the path.")
+        raise DataError(explain_missing(path, "Check the path."))

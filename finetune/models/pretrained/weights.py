@@ -1,12 +1,12 @@
 """Sources of pretrained weights: the hub, a file, a timm folder, or none."""
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from finetune.errors import FinetuneError, ModelError
@@ -18,6 +18,7 @@ from finetune.models.pretrained.hub import (
     find_hub_weights,
     suggest_remedy,
 )
+from finetune.models.pretrained.safetensors_file import load_safetensors
 from finetune.models.pretrained.timm_folder import read_timm_folder
 from finetune.system.files import explain_disk_error
 from finetune.system.given_paths import check_weights_path
@@ -84,8 +85,11 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     """
     try:
         if path.suffix.lower() == ".safetensors":
-            return load_file(path)
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+            return load_safetensors(path)
+        with warnings.catch_warnings():
+            # of pickle protocols; what it cannot read raises below
+            warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
+            content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise ModelError(
             f"{path} cannot be read as weights: {extract_first_line(error)}. Pass a state dict "

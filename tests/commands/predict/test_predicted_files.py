@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from pyarrow import parquet
 
 import finetune
 from finetune.bundle.bundle import load_model, save_bundle
-from finetune.errors import ConfigError, DataError
+from finetune.errors import ConfigError, DataError, RunFolderError
 from finetune.evaluation.priors import Priors
 from finetune.inference.predictor import Predictor
 from tests.cli.conftest import Cli
@@ -244,7 +245,7 @@ def test_outputs_are_distinct_and_replace_no_input(
         (("t.csv", "--output", "t.csv"), replaced),
         (("t.csv", "--output", "link.csv"), replaced),
         (("photos", "t.csv", "--output", tmp_path / "t.csv"), replaced),
-        (("--list", "x.txt", "--output", "x.txt"), replaced),
+        (("--list", "x.txt", "--output", "x.txt", "--output-format", "csv"), replaced),
         (("hub", "--output", "hub/0.parquet"), replaced),
         (("hub/*.parquet", "--embeddings", "hub/0.parquet"), replaced),
         (("photos/a.png", "--output", "photos/a.png", "--output-format", "csv"), replaced),
@@ -294,3 +295,22 @@ def test_predictions_replace_no_file_of_a_run(tiny: Path, many: Path, tmp_path: 
     for _ in range(2):  # its own earlier output
         finetune.predict(tiny, many / "00.png", device="cpu", output=run / "p.csv")
     assert "00.png" in (run / "p.csv").read_text()
+
+
+@pytest.mark.parametrize("name", ["p.txt", "p", "p.jpg"])
+def test_output_of_unknown_format_is_refused_before_the_model_is_loaded(
+    cli: Cli, tiny: Path, many: Path, tmp_path: Path, name: str
+) -> None:
+    output = tmp_path / name
+    message = cli.fails("predict", tiny, many, "--output", output, code=ConfigError.exit_code)
+    assert "Name the file .csv, .jsonl or .parquet" in message
+    assert not output.exists()
+
+
+def test_output_to_a_pipe_is_refused(cli: Cli, tiny: Path, many: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.csv")
+    message = cli.fails(
+        "predict", tiny, many, "--output", tmp_path / "pipe.csv", code=RunFolderError.exit_code
+    )
+    assert "device or a pipe" in message
+    assert (tmp_path / "pipe.csv").is_fifo()

@@ -94,9 +94,7 @@ def render_calibration(facts: Mapping[str, Any]) -> str:
     )
     images = f"{calibration['num_images']:,} validation images"
     if uses_fitted_temperature(facts):
-        introduction = (
-            f"A temperature was fitted to {images}; its effect, cross-validated on them:"
-        )
+        introduction = f"A temperature was fitted to {images}; its effect, cross-validated on them:"
     else:
         introduction = (
             f"A temperature of {calibration['fitted_temperature']:.3g} was fitted to {images}, and "
@@ -105,6 +103,5 @@ def render_calibration(facts: Mapping[str, Any]) -> str:
             f"would have given:"
         )
     return (
-        f"{introduction}\n\n"
-        f"| calibration | log loss | calibration error |\n|---|---|---|\n{rows}\n"
+        f"{introduction}\n\n| calibration | log loss | calibration error |\n|---|---|---|\n{rows}\n"
     )

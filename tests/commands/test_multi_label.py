@@ -263,8 +263,6 @@ def test_multi_label_model_refuses_what_is_for_one_class(run: FitResult, stripes
         finetune.evaluate(run.run_dir, prior="uniform")
     with pytest.raises(ConfigError, match=r"--top-k 2 cannot apply to a multi-label"):
         finetune.predict(run.run_dir, stripes, top_k=2)
-    with pytest.raises(ConfigError, match="--weights val cannot apply"):
-        finetune.evaluate([run.run_dir, run.run_dir / "bundle"], weights="val")
 
 
 def test_mean_of_multi_label_models_is_evaluated_predicted_and_exported(
@@ -272,6 +270,8 @@ def test_mean_of_multi_label_models_is_evaluated_predicted_and_exported(
 ) -> None:
     other = fit(stripes, tmp_path / "other", seed=1)
     paths = [run.run_dir, other.run_dir]
+    with pytest.raises(ConfigError, match="--weights val cannot apply"):
+        finetune.evaluate(paths, weights="val")
     results = [
         finetune.predict(run.run_dir, stripes),
         finetune.predict(other.run_dir, stripes),

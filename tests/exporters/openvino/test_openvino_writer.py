@@ -16,6 +16,7 @@ import finetune
 from finetune.bundle.bundle import ModelBundle, load_model
 from finetune.bundle.model_card import ModelCard
 from finetune.bundle.runtimes.openvino_network import OpenVinoNetwork, read_openvino_metadata
+from finetune.bundle.verification.file_digests import DIGESTS_FILE
 from finetune.errors import FinetuneError, ModelError, RunFolderError
 from finetune.exporters.graphs.graph_program import build_graph
 from finetune.exporters.openvino.model_info import build_model_info
@@ -188,6 +189,7 @@ def test_load_model_of_foreign_or_damaged_file_says_what_is_missing(
     else:
         text = text.replace("</finxtune>", "</finetune>")
     (changed / "model.xml").write_text(text, encoding="utf-8")
+    (changed / DIGESTS_FILE).unlink(missing_ok=True)  # with them, any change is refused
     with pytest.raises(error, match=message):
         load_model(changed)
 

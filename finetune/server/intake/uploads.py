@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 
+from python_multipart.exceptions import FormParserError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
@@ -134,6 +135,8 @@ async def _parse_form(request: Request, body: _Body, limits: ServerLimits) -> li
         raise RejectionError(
             400, "invalid_form", f"The form is damaged: {error.message}"
         ) from error
+    except FormParserError as error:  # passed on by older releases of Starlette
+        raise RejectionError(400, "invalid_form", f"The form is damaged: {error}") from error
     except KeyError as error:
         raise RejectionError(
             400, "invalid_form", "The Content-Type of the form has no boundary."

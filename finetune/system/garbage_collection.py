@@ -12,7 +12,7 @@ def import_without_collection() -> Iterator[None]:
     """Import torch and what needs it without garbage collections; leave it out of later ones.
 
     Collections take a fifth of the time of these imports, and each later one of everything would
-    take half a second. Does nothing once torch is imported.
+    take a third of a second. Does nothing once torch is imported.
     """
     if "torch" in sys.modules:
         yield

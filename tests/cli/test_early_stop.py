@@ -2,14 +2,13 @@
 
 import os
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
 from tests.cli.test_closed_output import FIT, INSPECT
-from tests.support.runs import accept_ctrl_c, build_command, build_environment
+from tests.support.runs import build_environment, start_finetune
 
 SLOW_MODULE = """
 import pathlib, time
@@ -36,12 +35,8 @@ def stop(place: Path, words: tuple[str, ...], module: str, signum: int) -> tuple
     (place / "shim").mkdir(exist_ok=True)
     (place / "shim" / f"{module}.py").write_text(SLOW_MODULE)
     path = os.pathsep.join([str(place / "shim"), str(Path.cwd())])
-    with subprocess.Popen(
-        build_command(*words),
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=place,
-        env={**build_environment(place), "PYTHONPATH": path},
-        preexec_fn=accept_ctrl_c,
-    ) as process:  # fmt: skip
+    environment = {**build_environment(place), "PYTHONPATH": path}
+    with start_finetune(place, *words, env=environment) as process:
         try:
             end = time.monotonic() + 60
             while not (place / "importing").exists():
@@ -104,11 +99,8 @@ def test_further_rank_stopped_in_imports_is_silent(
 @pytest.mark.slow
 def test_fit_stopped_while_it_prepares_ends_at_once(place: Path) -> None:
     for delay in (0.5, 2.0, 4.0, 6.0):
-        with subprocess.Popen(
-            build_command(*FIT, "--epochs", "1000"),
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=place,
-            env=build_environment(Path.cwd()), preexec_fn=accept_ctrl_c,
-        ) as process:  # fmt: skip
+        environment = build_environment(Path.cwd())
+        with start_finetune(place, *FIT, "--epochs", "1000", env=environment) as process:
             time.sleep(delay)
             process.send_signal(signal.SIGINT)
             out, _ = process.communicate(timeout=60)

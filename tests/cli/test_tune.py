@@ -14,7 +14,7 @@ pytest.importorskip("optuna")
 
 from tests.cli.conftest import Cli
 from tests.commands.tune.conftest import write_classes
-from tests.support.runs import accept_ctrl_c, build_command, build_environment
+from tests.support.runs import start_finetune
 
 SETTINGS = (
     "model.backbone=test_resnet", "model.weights=random", "data.image_size=32",
@@ -34,15 +34,7 @@ def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def start_tune(folder: Path, *words: object) -> subprocess.Popen[str]:
     """Start ``finetune tune`` in a process of its own."""
-    return subprocess.Popen(
-        build_command("tune", *words),
-        cwd=folder,
-        env=build_environment(folder),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        preexec_fn=accept_ctrl_c,
-    )
+    return start_finetune(folder, "tune", *words)
 
 
 def finish(process: subprocess.Popen[str], code: int = 0) -> str:

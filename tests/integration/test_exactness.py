@@ -22,7 +22,6 @@ from tests.support.runs import (
     GRADUAL_CONFIG,
     NUM_EPOCHS,
     STEPS_PER_EPOCH,
-    accept_ctrl_c,
     assert_close_rows,
     assert_same_bits,
     build_command,
@@ -33,6 +32,7 @@ from tests.support.runs import (
     load_weights,
     read_rows,
     run_finetune,
+    start_finetune,
     write_photos,
     write_weights,
 )
@@ -404,14 +404,10 @@ def test_closed_terminal_saves_checkpoint_and_exits_85(workspace: Path, tmp_path
 def interrupt_third_epoch(workspace: Path, output: Path, *more: object) -> tuple[int, str, str]:
     """Start a run, send Ctrl-C after its third epoch, and return exit code, stdout and stderr."""
     long_run = ("trainer.epochs=100000", *more)
-    process = subprocess.Popen(
-        build_command(*fit_args(workspace, output, *long_run)),
-        cwd=workspace,
-        env=build_environment(workspace),
-        stdout=subprocess.PIPE,
+    process = start_finetune(
+        workspace,
+        *fit_args(workspace, output, *long_run),
         stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=accept_ctrl_c,
         start_new_session=True,  # signals reach the processes that a terminal's would
     )
     with process:

@@ -148,6 +148,23 @@ def accept_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+def start_finetune(folder: Path, *words: object, **options: Any) -> subprocess.Popen[str]:
+    """Start a command in ``folder``, with one pipe for all that it prints.
+
+    Args:
+        folder: Working folder.
+        words: Words of the command.
+        options: Arguments of ``subprocess.Popen`` instead of these.
+    """
+    settings: dict[str, Any] = {
+        "env": build_environment(folder),
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.STDOUT,
+        "preexec_fn": accept_ctrl_c,
+    }
+    return subprocess.Popen(build_command(*words), cwd=folder, text=True, **(settings | options))
+
+
 def run_finetune(
     folder: Path, *words: object, extra: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:

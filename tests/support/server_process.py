@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.support.runs import accept_ctrl_c, build_command, build_environment
+from tests.support.runs import start_finetune
 
 
 @contextmanager
@@ -14,15 +14,7 @@ def start_server(
     model: Path | str, folder: Path, *options: str
 ) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """Start a server, and yield its process and address when it answers."""
-    process = subprocess.Popen(
-        build_command("serve", model, "--port", 0, "--device", "cpu", *options),
-        cwd=folder,
-        env=build_environment(folder),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        preexec_fn=accept_ctrl_c,
-    )
+    process = start_finetune(folder, "serve", model, "--port", 0, "--device", "cpu", *options)
     assert process.stdout is not None
     try:
         said = ""

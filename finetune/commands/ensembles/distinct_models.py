@@ -40,9 +40,11 @@ def check_distinct_models(models: Sequence["ModelBundle"], paths: Sequence[Path]
     Raises:
         ConfigError: Two have.
     """
-    pairs = combinations(zip(models, paths, strict=True), 2)
-    for (model, path), (other, other_path) in pairs:
-        if _is_copy(model, other):
+    from finetune.commands.ensembles.model_digest import compute_model_digest
+
+    digests = [compute_model_digest(model) for model in models]
+    for (digest, path), (other, other_path) in combinations(zip(digests, paths, strict=True), 2):
+        if digest == other:
             raise ConfigError(
                 f"{path} and {other_path} are copies of one model, whose mean is that model. Give "
                 f"each model once."
@@ -54,20 +56,3 @@ def _find_place(path: Path) -> Path:
     if is_hub_name(path):
         return path
     return (find_bundle(path) or find_model_file(path) or path).resolve()
-
-
-def _is_copy(model: "ModelBundle", other: "ModelBundle") -> bool:
-    """Return whether two models are the same; what other runtimes run is not compared."""
-    import torch
-
-    cards, other_cards = (
-        [member.card for member in one.members or (one,)] for one in (model, other)
-    )
-    if cards != other_cards or model.weights != other.weights:
-        return False
-    state, other_state = model.network.state_dict(), other.network.state_dict()
-    return (
-        bool(state)
-        and state.keys() == other_state.keys()
-        and all(torch.equal(tensor, other_state[name]) for name, tensor in state.items())
-    )

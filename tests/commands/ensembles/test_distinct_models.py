@@ -4,10 +4,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 import finetune
+from finetune.bundle.bundle import ModelBundle
+from finetune.bundle.model_card import ModelCard
 from finetune.commands.ensembles.distinct_models import check_distinct_paths
+from finetune.commands.ensembles.model_digest import compute_model_digest
 from finetune.errors import ConfigError
+from finetune.types import PreprocessSpec
 from tests.commands.predict.conftest import write_bundle
 from tests.support.helpers import write_images
 
@@ -35,3 +40,15 @@ def test_paths_of_one_model_are_refused(
     with pytest.raises(ConfigError, match=rf"^{parts[1]} is .*given twice"):
         check_distinct_paths([Path("other"), *paths])
     check_distinct_paths([Path("other"), paths[0]])
+
+
+@pytest.mark.parametrize("names", [("model.xml", "model.bin"), ("model.onnx", "model.onnx.data")])
+def test_digest_has_the_weights_beside_a_model_file(tmp_path: Path, names: tuple[str, str]) -> None:
+    for name in names:
+        (tmp_path / name).write_bytes(b"first")
+    card = ModelCard("resnet18", {}, ("a", "b"), PreprocessSpec((3, 8, 8), (0.5,) * 3, (1.0,) * 3))
+    bundle = ModelBundle(nn.Identity(), card, tmp_path / names[0])
+    before = compute_model_digest(bundle)
+    assert compute_model_digest(bundle) == before
+    (tmp_path / names[1]).write_bytes(b"other")
+    assert compute_model_digest(bundle) != before

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finetune.commands.ensembles.model_digest import compute_model_digest
 from finetune.commands.predict.predict_options import PredictOptions
 from finetune.commands.predict.prediction_job import PredictionJob
 from finetune.commands.predict.row_writers import check_pyarrow
-from finetune.commands.predict.shards.model_digest import compute_model_digest
 from finetune.commands.predict.shards.part_files import PartFiles, Unit
 from finetune.commands.predict.shards.part_manifest import PartManifest, open_folder
 from finetune.commands.predict.shards.work_share import ShardRule, WorkShare, detect_share

@@ -1,4 +1,4 @@
-"""Digest of a model, by which a restart of a prediction finds that it is another one."""
+"""Digest of a model, by which two models are found to be the same one."""
 
 import hashlib
 import json
@@ -28,8 +28,12 @@ def compute_model_digest(bundle: ModelBundle) -> str:
 
 
 def _add_files(digest: "hashlib.blake2b", source: Path) -> None:
-    files = sorted(f for f in source.rglob("*") if f.is_file()) if source.is_dir() else [source]
-    for file in files:
+    if source.is_dir():
+        files = [file for file in source.rglob("*") if file.is_file()]
+    else:  # OpenVINO and ONNX keep the weights beside the file, as model.bin and model.onnx.data
+        weights = (source.with_suffix(".bin"), source.with_name(f"{source.name}.data"))
+        files = [source, *filter(Path.is_file, weights)]
+    for file in sorted(files):
         digest.update(f"{file.name}\n".encode())
         with file.open("rb") as stream:
             while block := stream.read(_BLOCK_SIZE):

@@ -62,6 +62,11 @@ def format_metric(value: float | None, metric: str) -> str:
     return f"{value:.3f}" if is_loss(metric) else format_percent(value)
 
 
+def format_close_loss(value: float) -> str:
+    """Return a loss that is compared with a close one: with four decimals, or "not finite"."""
+    return f"{value:.4f}" if math.isfinite(value) else NOT_FINITE
+
+
 def format_interval(interval: Sequence[float] | None, metric: str) -> str:
     """Return an interval as ``91.2 to 96.3%``; a dash without one."""
     if interval is None:
@@ -124,6 +129,7 @@ FILTERS = {
     "setting": format_setting,
     "percent": format_percent,
     "count": format_count,
+    "close_loss": format_close_loss,
     "duration": format_duration,
     "scientific": format_scientific,
 }

@@ -59,6 +59,31 @@ def test_calibration_of_labels_is_told_by_the_images_that_have_them() -> None:
     assert "fraction of correct predictions" in single
 
 
+@pytest.mark.parametrize("is_used", [True, False])
+def test_effect_of_a_temperature_that_is_not_used_is_told_as_such(is_used: bool) -> None:
+    low, high = ({"loss": loss, "calibration_error": 5 * loss} for loss in (0.0101, 0.0104))
+    calibration = {
+        "temperature": 0.8 if is_used else 1.0,
+        "fitted_temperature": 0.8,
+        "num_images": 41,
+        "before": high if is_used else low,
+        "after": low if is_used else high,
+    }
+    metrics = {"metrics": {"val": {}}, "calibration": calibration}
+    facts = build_facts(card={"temperature": calibration["temperature"], "facts": metrics})
+    page = render_report(facts, version="1")
+    page = page.partition('<section id="calibration"')[2].partition("</section>")[0]
+    reason = (
+        "A temperature of 0.8 was fitted to 41 validation images, and is not used: cross-validated "
+        "on them, it does not lower the log loss, which is 0.0101 without it and 0.0104 with it."
+    )
+    assert (reason in page) != is_used
+    assert ("Without temperature (used)" in page) != is_used
+    assert ("With (not used)" in page) != is_used
+    assert ("divided by a temperature of 0.8" in page) == is_used
+    assert ("With temperature</strong>" in page) == is_used
+
+
 def test_small_classes_are_those_with_few_training_images_after_the_split() -> None:
     audit = {"duplicates": [], "label_errors": None, "under_represented_classes": ["class 1"]}
     counts = {"train": [19, 15, 20], "val": [5, 5, 5]}  # the audit has counted 24, 20 and 25

@@ -162,17 +162,22 @@ class ConsoleReporter(Reporter):
             self.console.print(table)
 
     def show_calibration(self, result: Mapping[str, Any]) -> None:
-        """Print the temperature, and the cross-fitted gain on the validation images."""
+        """Print the temperature and its cross-fitted effect, or why the fitted one is not used."""
         before, after = result["before"], result["after"]
         fitted = format_scientific(result["fitted_temperature"], digits=3)
-        is_used = result["temperature"] == result["fitted_temperature"]
-        temperature = fitted if is_used else f"1 (the fitted {fitted} does not lower the log loss)"
+        images = format_count(result["num_images"], "validation image")
+        losses = [f"{metrics['loss']:.4f}" for metrics in (before, after)]
+        errors = [format_percent(metrics["calibration_error"]) for metrics in (before, after)]
+        if result["temperature"] == result["fitted_temperature"]:
+            self.note(
+                f"Temperature {fitted}; cross-fitted on {images}: log loss {' -> '.join(losses)}, "
+                f"calibration error {' -> '.join(errors)}"
+            )
+            return
         self.note(
-            f"Temperature {temperature}; cross-fitted on "
-            f"{format_count(result['num_images'], 'validation image')}: "
-            f"log loss {before['loss']:.4f} -> {after['loss']:.4f}, "
-            f"calibration error {format_percent(before['calibration_error'])} -> "
-            f"{format_percent(after['calibration_error'])}"
+            f"The fitted temperature {fitted} is not used, as it does not lower the log loss: "
+            f"cross-fitted on {images}, the log loss is {losses[0]} without it and {losses[1]} "
+            f"with it, the calibration error {errors[0]} without it and {errors[1]} with it"
         )
 
     def _show_phases(self, phases: Sequence[Mapping[str, Any]]) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from finetune.bundle.validation_choices import uses_fitted_temperature
 from finetune.evaluation.priors import compute_logit_shift
 from finetune.report.reliability import Reliability, measure_reliability, undo_temperature
 from finetune.report.run_facts import RunFacts
@@ -29,8 +30,10 @@ class CalibrationSection:
         is_fitted_here: Whether the temperature was fitted to these images.
         temperature: Divisor of the logits.
         diagrams: Diagrams before and after, or one where there is no temperature.
-        cross_validated: Cross-validated effect of the temperature on the validation images; None
-            without one.
+        cross_validated: Cross-validated effect of the fitted temperature on the validation images;
+            None without one.
+        is_used: Whether the fitted temperature divides the logits; False where it does not lower
+            the cross-validated log loss.
         is_multi_label: Whether the diagrams are of every label of each image.
     """
 
@@ -39,6 +42,7 @@ class CalibrationSection:
     temperature: float
     diagrams: tuple[ReliabilityDiagram, ...]
     cross_validated: Mapping[str, Any] | None
+    is_used: bool
     is_multi_label: bool
 
 
@@ -71,6 +75,7 @@ def build_calibration(facts: RunFacts) -> CalibrationSection | None:
         temperature,
         tuple(diagrams),
         cross_validated,
+        uses_fitted_temperature(facts.facts),
         facts.is_multi_label,
     )
 

@@ -13,7 +13,7 @@ from finetune.report.run_facts import RunFacts
 from finetune.report.section_registry import Section, build_sections
 
 _STYLES = ("vendor/uplot/uPlot.min.css", "report.css", "photos.css")
-_SCRIPTS = ("vendor/uplot/uPlot.iife.min.js", "report.js", "feature_map.js")
+_SCRIPTS = ("vendor/uplot/uPlot.iife.min.js", "theme.js", "report.js", "feature_map.js")
 
 
 def render_report(facts: RunFacts, *, version: str, written_at: datetime | None = None) -> str:

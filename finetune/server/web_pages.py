@@ -12,7 +12,7 @@ _ASSETS = {
     "report.css": ("finetune.report", "text/css"),
     "page.css": ("finetune.server", "text/css"),
     "page.js": ("finetune.server", "text/javascript"),
-    "theme.js": ("finetune.server", "text/javascript"),
+    "theme.js": ("finetune.report", "text/javascript"),
 }
 
 

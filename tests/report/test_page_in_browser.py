@@ -74,13 +74,31 @@ def test_page_theme_follows_the_system_and_the_toggle(page_file: Path, open_page
 
     light, dark = (open_page(page_file, color_scheme=name) for name in ("light", "dark"))
     assert read_background(light) > 600 > 150 > read_background(dark)
-    toggle = light.get_by_role("button", name="Dark")
-    assert toggle.get_attribute("aria-pressed") == "false"
-    toggle.press("Enter")
-    assert toggle.get_attribute("aria-pressed") == "true"
+    # the button names what it does, so that it is not a switch which is pressed or not
+    light.get_by_role("button", name="Dark theme").press("Enter")
     assert read_background(light) < 150
-    dark.get_by_role("button", name="Dark").click()
+    dark.get_by_role("button", name="Light theme").click()
     assert read_background(dark) > 600
+    for page, name in ((light, "Light theme"), (dark, "Dark theme")):
+        page.reload()  # the choice stays
+        toggle = page.get_by_role("button", name=name, exact=True)
+        assert toggle.inner_text() == name
+        assert toggle.get_attribute("aria-pressed") is None
+        assert (read_background(page) < 150) == (page is light)
+
+
+def test_page_theme_works_where_the_browser_keeps_nothing(
+    page_file: Path, open_page: "Opener"
+) -> None:
+    page = open_page(page_file)
+    page.add_init_script(
+        "Object.defineProperty(window, 'localStorage', { get() { throw new Error('none'); } });"
+    )
+    page.reload()
+    page.get_by_role("button", name="Dark theme").click()
+    page.get_by_role("button", name="Light theme").click()
+    page.emulate_media(color_scheme="dark")  # the choice is stronger
+    page.get_by_role("button", name="Dark theme").wait_for()
 
 
 @pytest.mark.parametrize("width", [360, 1280])

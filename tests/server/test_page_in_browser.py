@@ -195,10 +195,13 @@ def test_page_is_dark_when_the_system_is(open_page: "Opener") -> None:
     page = open_page(color_scheme="dark")
     read = "getComputedStyle(document.body).backgroundColor"
     dark = page.evaluate(read)
-    page.get_by_role("button", name="Switch to the light theme").click()
+    page.get_by_role("button", name="Light theme").click()
     assert page.evaluate(read) != dark
-    assert page.locator("#theme-toggle").inner_text() == "Dark"
-    page.get_by_role("button", name="Switch to the dark theme").click()
+    assert page.locator("#theme-toggle").inner_text() == "Dark theme"
+    page.reload()  # the choice stays, and holds for the page of the interface
+    assert page.evaluate(read) != dark
+    page.get_by_role("link", name="Interface for programs").click()
+    page.get_by_role("button", name="Dark theme").click()
     assert page.evaluate(read) == dark
 
 

@@ -1,18 +1,6 @@
 // Enhances the page; everything on it can be read without this script.
 (() => {
   "use strict";
-  const root = document.documentElement;
-
-  // theme -------------------------------------------------------------------------------------
-  const toggle = document.getElementById("theme-toggle");
-  const prefersDark = window.matchMedia("(prefers-color-scheme: dark)");
-  const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : prefersDark.matches);
-
-  function showTheme() {
-    toggle.setAttribute("aria-pressed", String(isDark()));
-    redrawCharts();
-  }
-
   // tables ------------------------------------------------------------------------------------
   function getKey(row, column) {
     const cell = row.cells[column];
@@ -228,12 +216,9 @@
     }
   }
 
-  toggle.hidden = false;
-  toggle.addEventListener("click", () => {
-    root.dataset.theme = isDark() ? "light" : "dark";
-    showTheme();
-  });
-  prefersDark.addEventListener("change", showTheme);
+  // charts are drawn in the colours of the theme
+  new MutationObserver(redrawCharts).observe(document.documentElement, { attributeFilter: ["data-theme"] });
+  window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redrawCharts);
   document.querySelectorAll(".chart-canvas").forEach(buildChart);
   window.addEventListener("resize", () => { resizeCharts(); markScrollBoxes(); });
   window.addEventListener("scroll", markSection, { passive: true });
@@ -250,7 +235,6 @@
       details.open = false;
     }
   });
-  showTheme();
   markSection();
   markScrollBoxes();
 })();

@@ -78,7 +78,7 @@ def test_effect_of_a_temperature_that_is_not_used_is_told_as_such(is_used: bool)
         "on them, it does not lower the log loss, which is 0.0101 without it and 0.0104 with it."
     )
     assert (reason in page) != is_used
-    assert ("Without temperature (used)" in page) != is_used
+    assert ("Without (used)" in page) != is_used
     assert ("With (not used)" in page) != is_used
     assert ("divided by a temperature of 0.8" in page) == is_used
     assert ("With temperature</strong>" in page) == is_used

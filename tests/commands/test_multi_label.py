@@ -9,15 +9,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from sklearn.metrics import average_precision_score, f1_score
+from torch import Tensor
 
 import finetune
+from finetune.bundle.bundle import load_model
 from finetune.bundle.model_card import read_card_json
 from finetune.commands.fit.fit import FitResult
+from finetune.commands.run_images import read_run_images
 from finetune.config.load import build_config
 from finetune.data.manifest import read_manifest
 from finetune.errors import ConfigError
+from finetune.evaluation.multi_label.label_thresholds import choose_thresholds
+from finetune.inference.predictor import Predictor
+from finetune.types import Split
+from tests.support.helpers import RecordingReporter
 from tests.support.runs import (
     assert_same_bits,
     compute_largest_difference,
@@ -81,6 +89,7 @@ def fit(stripes: Path, output: Path, *, data: str = "labels.csv", **settings: ob
         "model.backbone": "test_resnet",
         "model.weights": str(stripes / "weights.pth"),
         "augment.name": "none",
+        "calibration.enabled": "on",
         "optim.lr": 0.002,
         "trainer.accelerator": "cpu",
         "trainer.precision": "32-true",
@@ -97,6 +106,13 @@ def fit(stripes: Path, output: Path, *, data: str = "labels.csv", **settings: ob
 def run(stripes: Path, tmp_path_factory: pytest.TempPathFactory) -> FitResult:
     """Return a finished run; never change it."""
     return fit(stripes, tmp_path_factory.mktemp("runs") / "run", tracking__wandb="offline")
+
+
+@pytest.fixture(scope="module")
+def other_run(stripes: Path, tmp_path_factory: pytest.TempPathFactory) -> FitResult:
+    """Return a run from the same weights, of another seed and loss; never change it."""
+    output = tmp_path_factory.mktemp("runs") / "other"
+    return fit(stripes, output, seed=1, imbalance__strategy="class_weights")
 
 
 def test_fit_multi_label_reports_metrics_of_each_label(run: FitResult) -> None:
@@ -266,9 +282,9 @@ def test_multi_label_model_refuses_what_is_for_one_class(run: FitResult, stripes
 
 
 def test_mean_of_multi_label_models_is_evaluated_predicted_and_exported(
-    run: FitResult, stripes: Path, tmp_path: Path
+    run: FitResult, other_run: FitResult, stripes: Path, tmp_path: Path
 ) -> None:
-    other = fit(stripes, tmp_path / "other", seed=1)
+    other = other_run
     paths = [run.run_dir, other.run_dir]
     with pytest.raises(ConfigError, match="--weights val cannot apply"):
         finetune.evaluate(paths, weights="val")
@@ -278,7 +294,10 @@ def test_mean_of_multi_label_models_is_evaluated_predicted_and_exported(
         finetune.predict(paths, stripes),
     ]
     probabilities = [
-        {p.path: dict(zip(p.labels, p.probabilities, strict=True)) for p in result.predictions}
+        {
+            p.path: dict(zip(LABELS, p.all_probabilities or (), strict=True))
+            for p in result.predictions
+        }
         for result in results
     ]
     one, two, mean = probabilities
@@ -293,6 +312,62 @@ def test_mean_of_multi_label_models_is_evaluated_predicted_and_exported(
     assert evaluated.evaluation.metrics == pytest.approx(
         finetune.evaluate(paths, stripes / "labels.csv").evaluation.metrics, abs=1e-4
     )
+
+
+def test_soups_of_multi_label_runs_average_weights_and_choose_thresholds_anew(
+    run: FitResult, other_run: FitResult, stripes: Path, tmp_path: Path
+) -> None:
+    paths = [run.run_dir, other_run.run_dir]
+    uniform = finetune.export(paths, tmp_path / "uniform", soup="uniform")
+    assert uniform.soup is not None
+    assert [one["chosen"] for one in uniform.soup["runs"]] == [True, True]
+    found = load_model(tmp_path / "uniform")
+    first, second, averaged = (
+        model.network.state_dict()["fc.weight"]
+        for model in (load_model(paths[0]), load_model(paths[1]), found)
+    )
+    assert not torch.equal(first, second)
+    averaged = averaged * found.card.facts.get("temperature_in_head", 1.0)
+    torch.testing.assert_close(averaged, (first + second) / 2)
+    evaluation = finetune.evaluate(tmp_path / "uniform", stripes / "labels.csv", split="val")
+    probabilities, targets = predict_targets(tmp_path / "uniform", run.run_dir)
+    expected = choose_thresholds(probabilities, targets)
+    card = read_card_json(tmp_path / "uniform")
+    assert card["facts"]["calibration"]["num_images"] == 21
+    limits = card["thresholds"]
+    assert limits == pytest.approx(list(expected), abs=1e-5)
+    assert limits != read_card_json(run.run_dir / "bundle")["thresholds"]
+    key = "val_mean_average_precision"
+    precision = average_precision_score(targets.numpy(), probabilities.numpy())
+    assert uniform.soup[key] == pytest.approx(precision)
+    assert evaluation.evaluation.metrics["mean_average_precision"] == pytest.approx(precision)
+    by_run = {
+        str(result.run_dir): result.metrics["val"]["mean_average_precision"] or 0
+        for result in (run, other_run)
+    }
+    order = sorted(by_run, key=lambda path: -by_run[path])
+    reporter = RecordingReporter()
+    greedy = finetune.export(paths, tmp_path / "greedy", soup="greedy", reporter=reporter)
+    assert greedy.soup is not None
+    assert [one["run"] for one in greedy.soup["runs"]] == [Path(path).name for path in order]
+    assert [one[key] for one in greedy.soup["runs"]] == pytest.approx(
+        [by_run[path] for path in order]
+    )
+    takes_both = precision >= by_run[order[0]]
+    assert [one["chosen"] for one in greedy.soup["runs"]] == [True, takes_both]
+    assert any("Mean average precision on 21 shared" in note for note in reporter.notes)
+    readme = (tmp_path / "greedy/README.md").read_text()
+    assert "also chose the runs of the soup" in readme
+
+
+def predict_targets(model: Path, run_dir: Path) -> tuple[Tensor, Tensor]:
+    """Return the probabilities of a run's validation images by a model, and their labels."""
+    manifest = read_run_images(run_dir).manifest  # type: ignore[union-attr]
+    samples = manifest.get_samples(Split.VAL)
+    probabilities = Predictor(load_model(model), device="cpu").predict_proba(
+        [manifest.root / sample.path for sample in samples]
+    )
+    return probabilities, torch.from_numpy(manifest.encode_targets(samples))
 
 
 def test_fit_multi_label_refuses_label_smoothing_of_loss_without_it(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune.bundle.bundle import ModelBundle, load_model
+from finetune.bundle.model_card import ModelCard
 from finetune.commands.ensembles.distinct_models import check_distinct_models
 from finetune.commands.ensembles.member_runs import find_shared_validation_images, read_member_runs
 from finetune.commands.ensembles.soup_checks import check_soup
@@ -18,9 +19,12 @@ from finetune.commands.stored_run import read_stored_config
 from finetune.data.manifest import Manifest
 from finetune.data.training_data import group_samples
 from finetune.errors import ConfigError
-from finetune.evaluation.calibration import calibrate
-from finetune.evaluation.metrics import log_loss
+from finetune.evaluation.calibration import Calibration, calibrate
+from finetune.evaluation.multi_label.label_calibration import calibrate_labels
+from finetune.evaluation.multi_label.label_metrics import MEAN_AVERAGE_PRECISION
+from finetune.evaluation.multi_label.label_thresholds import choose_thresholds
 from finetune.inference.predictor import Predictor
+from finetune.inference.scoring import evaluate_targets
 from finetune.models.weight_soup import (
     average_networks,
     have_equal_statistics,
@@ -38,16 +42,16 @@ _BATCH_SIZE = 32
 
 @dataclass(frozen=True, slots=True)
 class _Score:
-    """Validation images that a network predicts correctly, and its log loss on them."""
+    """Metric of the validation images that a network is chosen by, and its log loss on them."""
 
-    accuracy: float
+    value: float
     loss: float
 
 
 class _Kitchen:
     """Averages networks and scores them on the validation images that the runs share."""
 
-    def __init__(self, paths: Sequence[Path], classes: Sequence[str], reporter: Reporter) -> None:
+    def __init__(self, paths: Sequence[Path], card: ModelCard, reporter: Reporter) -> None:
         members = read_member_runs(paths)
         shared = find_shared_validation_images(members, option="--soup", reporter=reporter)
         run = members[0].run
@@ -55,8 +59,14 @@ class _Kitchen:
         self.manifest: Manifest = run.manifest
         self.samples = shared.samples
         self.files = [shared.root / sample.path for sample in shared.samples]
-        index = {name: number for number, name in enumerate(classes)}
-        self.labels = torch.tensor([index[sample.label] for sample in shared.samples])
+        self.targets = replace(run.manifest, classes=card.classes).encode_targets(shared.samples)
+        self.metric = MEAN_AVERAGE_PRECISION if card.is_multi_label else "accuracy"
+        if card.is_multi_label and not self.targets.any():
+            raise ConfigError(
+                f"--soup scores runs by mean average precision, but none of the "
+                f"{format_count(len(self.files), 'validation image')} that they share has a label. "
+                f"Train them with validation images of each label, or export the best run alone."
+            )
         configs = [read_stored_config(RunFolder(path)) for path in paths]
         self.calibrates = all(config.calibration.enabled == "on" for config in configs)
 
@@ -73,33 +83,41 @@ class _Kitchen:
         )
 
     def score(self, bundle: ModelBundle) -> _Score:
-        """Return accuracy and log loss of the validation images, by a model with its own card."""
-        probabilities = Predictor(bundle, device="cpu").compute_probabilities(
-            self._compute_logits(bundle)
-        )
-        correct = probabilities.argmax(dim=1) == self.labels
-        loss = float(log_loss(probabilities, self.labels))
-        return _Score(float(correct.double().mean()), loss)
+        """Return the metric and log loss of the validation images, by a model with its own card."""
+        predictor = Predictor(bundle, device="cpu")
+        metrics = evaluate_targets(predictor, self._compute_logits(bundle), self.targets).metrics
+        return _Score(metrics[self.metric], metrics["loss"])
 
     def _compute_logits(self, bundle: ModelBundle) -> Tensor:
         """Return the logits of the validation images, shape (N, V, K)."""
         return Predictor(bundle, device="cpu", batch_size=_BATCH_SIZE).predict_logits(self.files)
 
     def _calibrate(self, bundle: ModelBundle) -> ModelBundle:
-        """Return a model with a temperature fitted on the validation images, if runs fit one."""
-        if not self.calibrates:
+        """Return a model with a temperature fitted on the validation images, if runs fit one.
+
+        The thresholds of a multi-label model are chosen on them, too.
+        """
+        if not (self.calibrates or bundle.card.is_multi_label):
             return bundle
-        result = calibrate(
-            self._compute_logits(bundle)[:, 0],
-            self.labels,
-            shift=compute_label_shift(self.labels, bundle.card),
-            groups=group_samples(self.samples),
-        )
-        if result is None:
-            return bundle
-        facts = {**bundle.card.facts, "calibration": result.to_json()}
-        card = replace(bundle.card, temperature=result.temperature, facts=facts)
+        logits, targets = self._compute_logits(bundle)[:, 0], torch.from_numpy(self.targets)
+        result = self._fit_temperature(logits, targets, bundle.card) if self.calibrates else None
+        card = bundle.card
+        if result is not None:
+            facts = {**card.facts, "calibration": result.to_json()}
+            card = replace(card, temperature=result.temperature, facts=facts)
+        if card.is_multi_label:
+            probabilities = (logits.double() / card.temperature).sigmoid()
+            card = replace(card, thresholds=choose_thresholds(probabilities, targets))
         return replace(bundle, card=card)
+
+    def _fit_temperature(
+        self, logits: Tensor, targets: Tensor, card: ModelCard
+    ) -> Calibration | None:
+        groups = group_samples(self.samples)
+        if card.is_multi_label:
+            return calibrate_labels(logits, targets, groups=groups)
+        shift = compute_label_shift(targets, card)
+        return calibrate(logits, targets, shift=shift, groups=groups)
 
 
 def cook_soup(paths: Sequence[Path], *, method: str, reporter: Reporter) -> ModelBundle:
@@ -108,8 +126,10 @@ def cook_soup(paths: Sequence[Path], *, method: str, reporter: Reporter) -> Mode
     The greedy soup begins with the run of the highest validation accuracy, and takes each further
     run, in that order, if the accuracy of the average does not fall (Wortsman et al. 2022,
     recipe 1, https://arxiv.org/abs/2203.05482). Of equal accuracies the lower log loss is higher.
-    The temperature is fitted anew on the validation images if that of the runs was
-    (``calibration.enabled``), and every run is scored with its own.
+    Multi-label runs are chosen by their mean average precision instead of the accuracy. The
+    temperature is fitted anew on the validation images if that of the runs was
+    (``calibration.enabled``), the thresholds of labels always are, and every run is scored with its
+    own.
 
     Args:
         paths: Run folders.
@@ -131,10 +151,10 @@ def cook_soup(paths: Sequence[Path], *, method: str, reporter: Reporter) -> Mode
     bundles = [load_model(path) for path in paths]
     check_soup(paths, bundles)
     check_distinct_models(bundles, paths)
-    kitchen = _Kitchen(paths, bundles[0].card.classes, reporter)
+    kitchen = _Kitchen(paths, bundles[0].card, reporter)
     reporter.start("averaging weights", len(paths))
     scores = [kitchen.score(bundle) for bundle in bundles]
-    order = sorted(range(len(paths)), key=lambda row: (-scores[row].accuracy, scores[row].loss))
+    order = sorted(range(len(paths)), key=lambda row: (-scores[row].value, scores[row].loss))
     chosen = order if method == "uniform" else order[:1]
     base = _clear_facts(bundles[order[0]], bundles)
     soup = kitchen.average([bundles[row].network for row in chosen], base)
@@ -142,22 +162,23 @@ def cook_soup(paths: Sequence[Path], *, method: str, reporter: Reporter) -> Mode
     for row in order[1:] if method == "greedy" else ():
         candidate = kitchen.average([bundles[r].network for r in (*chosen, row)], base)
         score = kitchen.score(candidate)
-        if score.accuracy >= current.accuracy:
+        if score.value >= current.value:
             chosen, soup, current = [*chosen, row], candidate, score
         reporter.advance()
     reporter.finish()
     are_equal = have_equal_statistics([bundles[row].network for row in chosen])
+    key = f"val_{kitchen.metric}"
     facts: dict[str, Any] = {
         "method": method,
         "runs": [
-            {"run": str(paths[row]), "chosen": row in chosen, "val_accuracy": scores[row].accuracy}
+            {"run": str(paths[row]), "chosen": row in chosen, key: scores[row].value}
             for row in order
         ],
-        "val_accuracy": current.accuracy,
+        key: current.value,
         "num_val_images": len(kitchen.files),
         "batch_norm": "unchanged" if are_equal else "recomputed on training images",
     }
-    reporter.note(_describe_soup(facts))
+    reporter.note(_describe_soup(facts, kitchen.metric))
     return replace(soup, card=replace(soup.card, facts={**soup.card.facts, "soup": facts}))
 
 
@@ -174,14 +195,15 @@ def _clear_facts(first: ModelBundle, bundles: Sequence[ModelBundle]) -> ModelBun
     return replace(first, card=replace(first.card, facts=facts))
 
 
-def _describe_soup(facts: dict[str, Any]) -> str:
-    runs = facts["runs"]
+def _describe_soup(facts: dict[str, Any], metric: str) -> str:
+    runs, key = facts["runs"], f"val_{metric}"
     chosen = [run for run in runs if run["chosen"]]
-    names = ", ".join(f"{run['run']} {format_percent(run['val_accuracy'])}" for run in runs)
+    names = ", ".join(f"{run['run']} {format_percent(run[key])}" for run in runs)
     return (
         f"Averaged the weights of {len(chosen)} of {format_count(len(runs), 'run')}"
-        f" ({facts['method']}): {', '.join(run['run'] for run in chosen)}. Accuracy on "
+        f" ({facts['method']}): {', '.join(run['run'] for run in chosen)}. "
+        f"{metric.replace('_', ' ').capitalize()} on "
         f"{format_count(facts['num_val_images'], 'shared validation image')}: "
-        f"{format_percent(facts['val_accuracy'])} (runs: {names}). BatchNorm statistics: "
+        f"{format_percent(facts[key])} (runs: {names}). BatchNorm statistics: "
         f"{facts['batch_norm']}."
     )

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from finetune.bundle.bundle import ModelBundle, load_model
-from finetune.config.multi_label import refuse_multi_label
 from finetune.errors import ConfigError
 from finetune.evaluation.priors import is_same_prior
 from finetune.exporters.timm_format import explain_refusal
@@ -17,6 +16,7 @@ _SAME: tuple[tuple[str, Callable[[ModelBundle], Any]], ...] = (
     ("arguments of the network", lambda bundle: dict(bundle.card.model_args)),
     ("heads", lambda bundle: bundle.card.head),
     ("classes", lambda bundle: bundle.card.classes),
+    ("tasks", lambda bundle: "multi-label" if bundle.card.is_multi_label else "one class each"),
     ("preprocessing", lambda bundle: bundle.card.spec),
     ("range of values", lambda bundle: bundle.card.pixel_range),
 )
@@ -45,11 +45,6 @@ def check_soup(paths: Sequence[Path], bundles: Sequence[ModelBundle]) -> None:
                 f"--soup averages the weights of networks, but {path} is an ensemble. Leave it out."
             )
     first = bundles[0]
-    refuse_multi_label(
-        "--soup",
-        is_multi_label=any(one.card.is_multi_label for one in bundles),
-        remedy="Export the best run alone.",
-    )
     for path, bundle in zip(paths[1:], bundles[1:], strict=True):
         for name, get in _SAME:
             if get(bundle) != get(first):

@@ -213,8 +213,9 @@ def _normalize(text: str, workdir: Path) -> str:
     text = re.sub(r"(?m)^( +\d+) +\d+\.\d{4} +\d+\.\d{4} +\d+\.\d{4}( .*%) +\d+\.\d$",
                   r"\1      #.####    #.####     #.####\2      #.#", text)  # fmt: skip
     text = re.sub(r"\b\d\.\d{4} at\b", "#.#### at", text)
-    text = re.sub(r"Learning rate \S+ a step of \S+ changes the features by \d+%",
-                  "Learning rate #: a step of # changes the features by #%", text)  # fmt: skip
+    # where the line breaks depends on how long the numbers are
+    text = re.sub(r"Learning rate \S+\s+a\s+step\s+of\s+\S+\s+changes[^.]*?\d+%[^.]*\.\n",
+                  "Learning rate #: a step of # changes the features by #% …\n", text)  # fmt: skip
     text = re.sub(r"(?<=optim\.lr is )\S+", "#", text)
     text = re.sub(r"(?m)\d\.\S+ … \d\.\S+(?= +frozen$)", "# … #", text)
     text = re.sub(r"\b0\.\d{6}\b", "0.######", text)

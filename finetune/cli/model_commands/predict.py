@@ -1,6 +1,5 @@
 """The command ``predict``: its options and its output."""
 
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -196,7 +195,7 @@ def _predict_shards(
     else:
         reporter.note(result.describe())
         for line in result.notes:
-            reporter.note(textwrap.fill(line, 80))
+            reporter.note(line)
 
 
 def separate_images(paths: Sequence[Path], lists: Sequence[Path]) -> tuple[list[Path], list[Path]]:
@@ -235,12 +234,8 @@ def _note_summary(summary: "PredictSummary", has_prior: bool, reporter: "Console
             parts.append(f"temperature {format_scientific(summary.temperature, digits=6)}")
         reporter.note("; ".join(parts))
     if summary.saliency is not None:
-        reporter.note(
-            textwrap.fill(
-                summary.saliency.describe(), 80, break_long_words=False, break_on_hyphens=False
-            )
-        )
+        reporter.note(summary.saliency.describe())
     for line in summary.notes:
-        reporter.note(textwrap.fill(line, 80))
+        reporter.note(line)
     if is_adjusted:
         reporter.note(f"Class prior: {summary.prior['target_prior']}")

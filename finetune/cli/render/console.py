@@ -16,6 +16,7 @@ from finetune.cli.render.evaluation_table import (
     build_overall_rows,
     build_remarks,
 )
+from finetune.cli.render.messages.message_lines import wrap_message
 from finetune.cli.render.networks.layer_table import build_layer_table, describe_layers
 from finetune.cli.render.plan_table import build_plan_rows, describe_probe_result
 from finetune.system import output_streams
@@ -39,26 +40,34 @@ class ConsoleReporter(Reporter):
     ) -> None:
         self.json_output = json_output
         self._ends_with_reader = ends_with_reader
-        self._rank_prefix = "" if rank is None else escape(f"[rank {rank}] ")
+        self._rank_prefix = "" if rank is None else f"[rank {rank}] "
         self.err_console = Console(stderr=True, highlight=False)
         self.console = self.err_console if json_output else Console(highlight=False)
         self._progress: Progress | None = None
         self._has_epoch_header = False
 
     def note(self, message: str) -> None:
-        """Print a line, which may hold a path to copy; a remark ("note: …") is wrapped."""
-        self.console.print(escape(message), soft_wrap=not message.startswith("note: "))
+        """Print what a command does and finds; such lines have no prefix."""
+        lines = wrap_message(message, self.console.width)
+        self.console.print(escape("\n".join(lines)), soft_wrap=True)
         failure = output_streams.get_failure(1) if self._ends_with_reader else None
         if failure is not None and output_streams.is_closed_pipe(failure):
             raise typer.Exit
 
     def warn(self, message: str) -> None:
-        """Print a highlighted line to standard error."""
-        self.err_console.print(f"{self._rank_prefix}[yellow]warning:[/] {escape(message)}")
+        """Print a message with the prefix ``warning:`` to standard error."""
+        self._print_error("warning:", "yellow", message)
 
     def error(self, message: str) -> None:
-        """Print an error message to standard error."""
-        self.err_console.print(f"{self._rank_prefix}[bold red]error:[/] {escape(message)}")
+        """Print a message with the prefix ``error:`` to standard error."""
+        self._print_error("error:", "bold red", message)
+
+    def _print_error(self, title: str, style: str, message: str) -> None:
+        start = len(self._rank_prefix) + len(title) + 1
+        lines = wrap_message(message, self.err_console.width, start=start)
+        text = escape("\n".join(lines))
+        prefix = f"{escape(self._rank_prefix)}[{style}]{title}[/]"
+        self.err_console.print(f"{prefix} {text}", soft_wrap=True)
 
     def start(self, task: str, total: int) -> None:
         """Show a progress bar if standard error is a terminal; of 0 steps, the end is unknown."""

@@ -1,0 +1,1 @@
+"""Lines of messages to a person."""

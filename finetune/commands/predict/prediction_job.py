@@ -100,7 +100,7 @@ class PredictionJob:
         for member in bundle.members or (bundle,):
             check_card_options(options, member.card, source=member.source)
         if (note := describe_far_size(bundle, options.image_size)) is not None:
-            reporter.note(f"note: {note}")
+            reporter.note(note)
         bundle = resize_input(apply_prior(bundle, options.prior, reporter), options.image_size)
         self.bundle = _set_temperature(bundle, options.temperature)
         check_views(self.bundle, tta)
@@ -193,7 +193,7 @@ class PredictionJob:
         if not self.num_predicted and images is None:
             self._raise_unreadable(held)
         if (others := describe_other_files(self.stream)) is not None:
-            self.reporter.note(f"note: {others}")
+            self.reporter.note(others)
         values.report(self.reporter)
         if self.tally.count:
             self.reporter.warn(

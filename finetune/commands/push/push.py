@@ -202,9 +202,7 @@ def _preview_removed(
     try:
         stored = look_up_repository(repository, revision=revision)
     except HubError as error:
-        reporter.note(
-            f"note: Which files of an earlier push this one would remove is not known: {error}"
-        )
+        reporter.note(f"Which files of an earlier push this one would remove is not known: {error}")
         return None
     return _find_removed(stored, repository, folder, reporter)
 

@@ -98,7 +98,7 @@ def serve(
             reporter=reporter,
         )
         if (note := describe_far_size(bundle, image_size)) is not None:
-            reporter.note(f"note: {note}")
+            reporter.note(note)
         bundle = resize_input(apply_prior(bundle, prior, reporter), image_size)
         check_views(bundle, tta)
         with choose_runtime(bundle, runtime, reporter=reporter) as (computed, runtime_name):

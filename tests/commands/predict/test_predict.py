@@ -63,7 +63,7 @@ def test_predict_csv_has_row_per_file(trained: FitResult, folder: Path, tmp_path
     }
     assert len(recorder.warnings) == 1
     assert "1 file without prediction" in recorder.warnings[0]
-    assert "note: 1 file without an image suffix left out: notes.txt" in recorder.notes
+    assert "1 file without an image suffix left out: notes.txt" in recorder.notes
     assert list_names(output.parent) == ["predictions.csv"]
 
 

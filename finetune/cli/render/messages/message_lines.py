@@ -16,8 +16,11 @@ _WORD = re.compile(r"""(\s*)((?:'[^']*'|"[^"]*")[.,;:)]*(?=\s|$)|\S+)""")
 _ARGUMENT = re.compile(r"^[-'\"\d]|[/=|…]|\.\w|^[A-Z_]{2,}\b|\.\.\.$")
 """What an argument of a command has and a word of a sentence lacks."""
 _AFTER_OPTION = frozenset(
-    "and as at before first for if in lists on once only or says shows then to with without".split()
-)
+    {
+        "and", "as", "at", "before", "first", "for", "if", "in", "lists", "on", "once", "only",
+        "or", "says", "shows", "then", "to", "with", "without", "writes",
+    }
+)  # fmt: skip
 """Words of a sentence that may follow an option without a value."""
 _LABEL = re.compile(r"\S[^.,;:]{0,20} {2,}(?=\S)")
 """Name and gap of a line that is a row of a table."""

@@ -1,7 +1,11 @@
 """Tests of messages in lines: what fits a width, and which words stay together."""
 
+import re
+from pathlib import Path
+
 import pytest
 
+import finetune
 from finetune.cli.render.messages.message_lines import wrap_message
 
 FILLER = "Some words before it take much of the width, as in most messages, and then comes"
@@ -50,6 +54,13 @@ def test_command_in_a_sentence_is_whole_at_every_width(text: str, command: str) 
         assert sum(command in line for line in lines) == 1
         assert all(len(line) <= max(width, len(command)) for line in lines)
         assert " ".join(lines) == f"{FILLER}. {text}"
+
+
+def test_messages_bring_no_prefix_which_the_console_adds_or_leaves_out() -> None:
+    call = re.compile(r"\.(note|warn|error)\(\s*f?[\"'](note|warning|error): ", re.IGNORECASE)
+    sources = sorted(Path(finetune.__file__).parent.rglob("*.py"))
+    assert len(sources) > 100
+    assert [str(path) for path in sources if call.search(path.read_text(encoding="utf-8"))] == []
 
 
 def test_sentences_about_the_program_break_anywhere() -> None:

@@ -1,68 +1,24 @@
 """Loading of configs from YAML files, ``key=value`` assignments and flags; dumping to YAML."""
 
 import re
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_origin
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
 
 from finetune.config.renamed_keys import rename_key, rename_keys
 from finetune.config.schema import Config
-from finetune.config.section import begins_with_key, describe_invalid_value, parse_text
+from finetune.config.section import parse_text
+from finetune.config.text.error_lines import format_errors
+from finetune.config.text.flat_keys import flatten_keys
+from finetune.config.text.yaml_dialect import ConfigDumper, ConfigLoader
 from finetune.errors import ConfigError
-from finetune.lookup import suggest_name
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 _ASSIGNMENT_PATTERN = re.compile(r"[A-Za-z_][\w.]*=")
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML loader that reads 3e-4 as a number and rejects duplicate keys."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys: set[Any] = set()
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                continue
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, Hashable):
-                continue  # rejected below, with its position
-            if key in keys:
-                line = key_node.start_mark.line + 1
-                raise ConfigError(f"duplicate key '{key}' in line {line}. Keep one.")
-            keys.add(key)
-        return super().construct_mapping(node, deep)
-
-    def construct_date(self, node: yaml.ScalarNode) -> str:
-        """Return a date as text: no key takes a date, and a run may be named 2026-01-31."""
-        return str(self.construct_scalar(node))
-
-    def construct_int(self, node: yaml.ScalarNode) -> int | str:
-        """Return 1:30 as text: it is a range and not 90, as in base 60."""
-        return node.value if ":" in node.value else self.construct_yaml_int(node)
-
-    def construct_float(self, node: yaml.ScalarNode) -> float | str:
-        """Return 0:1.5 as text, as ``construct_int`` does."""
-        return node.value if ":" in node.value else self.construct_yaml_float(node)
-
-
-class _Dumper(yaml.SafeDumper):
-    """YAML dumper that quotes strings which ``_Loader`` would read as numbers."""
-
-
-for _yaml in (_Loader, _Dumper):
-    _yaml.add_implicit_resolver(
-        "tag:yaml.org,2002:float",
-        re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-        list("-+0123456789."),
-    )
-_Loader.add_constructor("tag:yaml.org,2002:timestamp", _Loader.construct_date)
-_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_int)
-_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_float)
 
 
 def is_assignment(arg: str) -> bool:
@@ -85,7 +41,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text. Use a YAML file.") from error
     try:
-        tree = yaml.load(text, Loader=_Loader)
+        tree = yaml.load(text, Loader=ConfigLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
@@ -129,7 +85,7 @@ def _parse_value(key: str, text: str) -> Any:
         annotation = None if field is None else field.annotation
     if annotation in (str, str | None):
         return parse_text(text, is_optional=annotation is not str)
-    return yaml.load(text, Loader=yaml.BaseLoader if annotation == list[str] else _Loader)
+    return yaml.load(text, Loader=yaml.BaseLoader if annotation == list[str] else ConfigLoader)
 
 
 def build_config(
@@ -168,7 +124,7 @@ def build_config(
         # again, for parameters of a sampler that the tree does not name
         config = Config.model_validate(rename_keys(merged))
     except ValidationError as error:
-        errors += _format_errors(error.errors(), sources, source_name)
+        errors += format_errors(error.errors(), sources, source_name)
     if errors:
         count = f"{len(errors)} errors" if len(errors) > 1 else "Error"
         lines = "".join(f"\n  {message}" for message in errors)
@@ -179,7 +135,7 @@ def build_config(
 def dump_config(config: Config) -> str:
     """Return the config as YAML, from which ``read_config_file`` restores the same values."""
     tree = config.model_dump(mode="json")
-    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return yaml.dump(tree, Dumper=ConfigDumper, sort_keys=False, allow_unicode=True)
 
 
 def dump_commented_defaults() -> str:
@@ -208,12 +164,12 @@ def diff_from_defaults(config: Config) -> dict[str, Any]:
 
 def get_explicit_values(config: Config) -> dict[str, Any]:
     """Return the values that were set explicitly, even to the default, by dotted key."""
-    return _flatten(config.model_dump(mode="json", exclude_unset=True))
+    return flatten_keys(config.model_dump(mode="json", exclude_unset=True))
 
 
 def diff_configs(before: Config, after: Config) -> dict[str, tuple[Any, Any]]:
     """Return the old and new values that differ, by dotted key."""
-    old, new = (_flatten(config.model_dump(mode="json")) for config in (before, after))
+    old, new = (flatten_keys(config.model_dump(mode="json")) for config in (before, after))
     return {key: (old[key], value) for key, value in new.items() if value != old[key]}
 
 
@@ -245,16 +201,6 @@ def _copy_tree(tree: Mapping[str, Any]) -> dict[str, Any]:
     return {k: _copy_tree(v) if isinstance(v, Mapping) else v for k, v in tree.items()}
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and not prefix:
-            flat |= _flatten(value, f"{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
 def _set_value(tree: dict[str, Any], dotted_key: str, value: Any, errors: list[str]) -> bool:
     """Set ``a.b.c`` in nested dicts; append an error if a parent is not a dict."""
     *parents, last = dotted_key.split(".")
@@ -268,52 +214,3 @@ def _set_value(tree: dict[str, Any], dotted_key: str, value: Any, errors: list[s
         tree = child
     tree[last] = _copy_tree(value) if isinstance(value, Mapping) else value
     return True
-
-
-def _format_errors(
-    errors: Iterable[ErrorDetails], sources: Mapping[str, str], source_name: str
-) -> list[str]:
-    """Return one line per invalid key, however many union members rejected its value."""
-    by_key: dict[str, list[ErrorDetails]] = {}
-    for error in errors:
-        by_key.setdefault(_get_error_key(error), []).append(error)
-    lines = []
-    for key, key_errors in by_key.items():
-        prefix = f"{key}."
-        related = (k for k in sources if prefix.startswith(f"{k}.") or k.startswith(prefix))
-        source = sources.get(next(related, ""), source_name)
-        text = _describe_error(key, key_errors)
-        separator = "." if begins_with_key(text, Config.model_fields.get(key)) else ": "
-        lines.append(f"{key}{separator}{text} ({source})")
-    return lines
-
-
-def _get_error_key(error: ErrorDetails) -> str:
-    """Return the dotted key of an error, without pydantic's names of union members."""
-    parts: list[str] = []
-    model: Any = Config
-    for part in error["loc"]:
-        fields = getattr(model, "model_fields", None)
-        if fields is None and get_origin(model) is not dict:
-            break
-        parts.append(str(part))
-        model = fields[part].annotation if fields and part in fields else None
-    return ".".join(parts) or "config"
-
-
-def _describe_error(key: str, errors: list[ErrorDetails]) -> str:
-    kinds = {error["type"] for error in errors}
-    if "extra_forbidden" in kinds:
-        return f"unknown key.{_suggest_key(key)}"
-    return describe_invalid_value(errors)
-
-
-def _suggest_key(key: str) -> str:
-    """Return a hint with the most similar key, else with the same key of another section."""
-    known = list(_flatten(Config().model_dump())) + list(Config.model_fields)
-    hint = suggest_name(key, known)
-    if hint:
-        return hint
-    last = key.rpartition(".")[2]
-    same = [name for name in known if name.rpartition(".")[2] == last]
-    return f" Did you mean '{same[0]}'?" if same else ""

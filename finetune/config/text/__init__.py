@@ -1,0 +1,1 @@
+"""Text of configs: its YAML, and the errors in it."""

@@ -91,6 +91,8 @@ def _build_config_page() -> str:
         "",
         "`finetune config` prints all keys as YAML. Set them in a file (`--config FILE`) or on the",
         "command line (`key=value`). An option wins over `key=value`, and that over the file.",
+        "Lists and mappings have brackets, and quotes, as shells read brackets themselves:",
+        "`finetune fit photos/ 'tracking.tags=[a,b]' 'optim.params={betas: [0.9,0.99]}'`.",
     ]
     top_level: list[tuple[str, str, str]] = []
     for name, field in Config.model_fields.items():

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from finetune.config.renamed_keys import rename_key, rename_keys
 from finetune.config.schema import Config
-from finetune.config.section import parse_text
+from finetune.config.section import YamlForm, parse_text
 from finetune.config.text.error_lines import format_errors
 from finetune.config.text.flat_keys import flatten_keys
 from finetune.config.text.yaml_dialect import ConfigDumper, ConfigLoader
@@ -60,7 +60,8 @@ def parse_assignments(args: Iterable[str]) -> dict[str, Any]:
     """Return the values of ``key=value`` arguments by dotted key.
 
     Values are read as YAML, but for keys that take any text: these have the text as it is typed,
-    without quotes around it, and null where the key may be unset.
+    without quotes around it, and null where the key may be unset. Those of them that may be lists
+    or mappings in a config file are so with brackets here, too.
 
     Raises:
         ConfigError: A key is given twice, or a value is not YAML.
@@ -80,9 +81,14 @@ def parse_assignments(args: Iterable[str]) -> dict[str, Any]:
 def _parse_value(key: str, text: str) -> Any:
     """Return the value of an assignment, as the type of its key requires."""
     annotation: Any = Config
+    opening = None
     for name in key.split("."):
         field = getattr(annotation, "model_fields", {}).get(name)
         annotation = None if field is None else field.annotation
+        forms = () if field is None else field.metadata
+        opening = next((one.opening for one in forms if isinstance(one, YamlForm)), None)
+    if opening is not None and text.startswith(opening):
+        return yaml.load(text, Loader=yaml.BaseLoader)
     if annotation in (str, str | None):
         return parse_text(text, is_optional=annotation is not str)
     return yaml.load(text, Loader=yaml.BaseLoader if annotation == list[str] else ConfigLoader)

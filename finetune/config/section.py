@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -31,6 +32,17 @@ _WORDS_OF_YAML = dict.fromkeys(("true", "yes", "on"), "on") | dict.fromkeys(
     ("false", "no", "off"), "off"
 )
 """Value that each word for a boolean in YAML 1.1 stands for."""
+
+
+@dataclass(frozen=True)
+class YamlForm:
+    """Mark of a key that is text, and may be written as a list or a mapping of YAML, too.
+
+    Attributes:
+        opening: Bracket that such a value begins with.
+    """
+
+    opening: Literal["[", "{"]
 
 
 def build_name_validator(

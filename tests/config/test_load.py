@@ -18,6 +18,7 @@ from finetune.config.load import (
     replace_values,
 )
 from finetune.config.schema import Config
+from finetune.config.section import YamlForm
 from finetune.errors import ConfigError
 
 
@@ -92,6 +93,7 @@ def test_parse_assignments_reads_yaml_after_the_first_equals_sign() -> None:
         ("model.weights=~/w.pth", "~/w.pth"),
         ("tracking.name=off", "off"),
         ("tracking.tags=[007, yes]", ["007", "yes"]),
+        ("data.label_columns=a,[b]", "a,[b]"),
         ("seed=7", 7),
         ("trainer.compile=on", True),
         ("trainer.early_stopping_patience=null", None),
@@ -104,6 +106,64 @@ def test_assignment_to_a_key_of_text_is_taken_as_typed(arg: str, expected: objec
     value = getattr(getattr(config, section) if section else config, name)
     assert value == expected
     assert type(value) is type(expected)
+
+
+LISTS_AND_MAPPINGS = {
+    "data.label_columns": "[a,yes,007]",
+    "data.splits": "{Training: train, Testing: test}",
+    "data.train_image_size": "[128,224]",
+    "imbalance.class_weights_params": "{beta: 0.9}",
+    "imbalance.sampler_params": "{alpha: 0.5}",
+    "loss.params": "{gamma: 1}",
+    "lr_schedule.params": "{power: 2}",
+    "model.head_params": "{hidden: [64,32]}",
+    "model.kwargs": "{widths: [8,16]}",
+    "model.pretrained_cfg": "{mean: [0.5,0.4,0.3]}",
+    "optim.max_norm": "{head: 1}",
+    "optim.params": "{betas: [0.9,0.99]}",
+    "tracking.tags": "[a,b]",
+    "unfreeze.params": "{every: 2}",
+}
+"""A value in brackets for each key that takes a list or a mapping."""
+
+
+def test_keys_that_take_lists_or_mappings_are_known() -> None:
+    found = {
+        f"{section}.{key}"
+        for section, parent in Config.model_fields.items()
+        for key, field in getattr(parent.annotation, "model_fields", {}).items()
+        if re.search(r"\b(list|tuple|dict)\[", str(field.annotation))
+        or any(isinstance(one, YamlForm) for one in field.metadata)
+    }
+    assert found == set(LISTS_AND_MAPPINGS)
+
+
+@pytest.mark.parametrize(("key", "text"), LISTS_AND_MAPPINGS.items())
+def test_assignment_in_brackets_equals_the_same_text_in_a_config_file(
+    key: str, text: str, tmp_path: Path
+) -> None:
+    section, _, name = key.partition(".")
+    quoted = text.replace("[a,yes,007]", "[a,'yes','007']")  # a file reads other types
+    file = tmp_path / "config.yaml"
+    related = {"model.head_params": {"model": {"head": "mlp"}}}.get(key, {})
+    file.write_text(f"{section}: {{{name}: {quoted}}}", encoding="utf-8")
+    tree = read_config_file(file)
+    tree[section] = {**related.get(section, {}), **tree[section]}
+    by_file = build_config(tree)
+    by_assignment = build_config(related, assignments=parse_assignments([f"{key}={text}"]))
+    assert diff_from_defaults(by_assignment) == diff_from_defaults(by_file)
+    assert key in diff_from_defaults(by_file)
+
+
+def test_list_of_columns_is_the_list_and_no_text_with_brackets() -> None:
+    arguments = ["data.label_columns=[a, 'b c', no]", "data.task=multi_label"]
+    config = build_config({}, assignments=parse_assignments(arguments))
+    assert config.data.label_format.columns == ("a", "b c", "no")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        parse_assignments(["data.label_columns=[a, b"])
+    nested = ["model.head=mlp", "model.head_params.hidden=[64, 32]"]
+    config = build_config({}, assignments=parse_assignments(nested))
+    assert config.model.head_params == {"hidden": [64, 32]}
 
 
 @pytest.mark.parametrize(

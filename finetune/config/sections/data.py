@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from finetune.config.section import Auto, Section, coerce_on_off
+from finetune.config.section import Auto, Section, YamlForm, coerce_on_off
 from finetune.config.sections.channels import ChannelKeys
 from finetune.config.sections.labels import LabelKeys
 from finetune.config.sections.tables import TableKeys
@@ -97,7 +97,7 @@ def _check_pixel_range(value: Any) -> str:
 class DataConfig(LabelKeys, TableKeys, ChannelKeys):
     """Images and how they are loaded."""
 
-    splits: Annotated[str, BeforeValidator(_check_splits)] = Field(
+    splits: Annotated[str, BeforeValidator(_check_splits), YamlForm("{")] = Field(
         "auto",
         description="folders of the splits, as in Training=train,Testing=test, or such values in "
         "the column split of a CSV; none: the folders are classes, and a column split is ignored; "

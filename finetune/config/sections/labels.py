@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from finetune.config.section import Section
+from finetune.config.section import Section, YamlForm
 from finetune.types import LabelFormat
 from finetune.units import format_yaml_value
 
@@ -45,7 +45,7 @@ class LabelKeys(Section):
         "Parquet file has any number of labels; auto: multi_label with label_columns, if a CSV has "
         "a column labels instead of label, or if a column of Parquet holds lists",
     )
-    label_columns: Annotated[str, BeforeValidator(_join_columns)] = Field(
+    label_columns: Annotated[str, BeforeValidator(_join_columns), YamlForm("[")] = Field(
         "",
         description="columns of a multi-label CSV that hold 0 or 1, one for each label, as in "
         "cat,dog; empty: a column of label names, else with task=multi_label all columns of 0 and "

@@ -8,13 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.data.manifest import Manifest
+from finetune.data.multi_label.iterative_folds import ONLY_TRAINS, assign_label_folds
 from finetune.data.training_data import group_samples
 from finetune.errors import DataError
 from finetune.evaluation.grouped_folds import assign_folds, encode_groups, find_testable_rows
 from finetune.types import Sample, Split
 from finetune.units import format_count
 
-NEVER_HELD_OUT = 0
+NEVER_HELD_OUT = ONLY_TRAINS
 """Fold of images that train in every fold."""
 
 _MAX_SHOWN = 5
@@ -25,20 +26,38 @@ def assign_sample_folds(
 ) -> NDArray[np.int64]:
     """Return the fold of each image, from 1, int64, shape (N,).
 
-    Each class is spread evenly over the folds. Images of a user-defined group, and duplicates, are
-    in one fold.
+    Each class is spread evenly over the folds; of multi-label images each label is, as far as the
+    other labels of its images allow. Images of a user-defined group, and duplicates, are in one
+    fold.
 
     Args:
         samples: Images, shape (N,).
         num_folds: Number of folds.
         seed: Random seed; the folds are a pure function of it and the images.
         min_images: Minimum number of images per class; None requires that each fold can hold out an
-            image of each class. Otherwise a fold may have none, and the images of a class that are
-            all in one group are ``NEVER_HELD_OUT``.
+            image of each class. Otherwise, and of multi-label images, a fold may have none, and the
+            images of a class that are all in one group are ``NEVER_HELD_OUT``.
 
     Raises:
         DataError: A class is too small, or a fold would be empty.
     """
+    if any(sample.labels is not None for sample in samples):
+        folds = assign_label_folds(samples, num_folds, seed=seed, min_images=min_images)
+    else:
+        folds = _assign_class_folds(samples, num_folds, seed=seed, min_images=min_images)
+    if set(range(1, num_folds + 1)) - set(folds.tolist()):
+        num_groups = len(np.unique(group_samples(samples)))
+        raise DataError(
+            f"{format_count(len(samples), 'image')} in {format_count(num_groups, 'group')} that "
+            f"stay together cannot fill {num_folds} folds. Use fewer folds (--folds)."
+        )
+    return folds
+
+
+def _assign_class_folds(
+    samples: Sequence[Sample], num_folds: int, *, seed: int, min_images: int | None
+) -> NDArray[np.int64]:
+    """Return the fold of each image of one class, from 1, shape (N,); see above."""
     groups = group_samples(samples)
     _check_classes(samples, groups, num_folds, min_images)
     order = np.random.default_rng(seed).permutation(len(samples))
@@ -49,13 +68,6 @@ def assign_sample_folds(
     folds = assign_folds(labels, num_folds, groups=shuffled)
     only_train = set(shuffled[~find_testable_rows(labels, folds)].tolist())
     folds = np.where(np.isin(shuffled, list(only_train)), NEVER_HELD_OUT, folds + 1)
-    missing = sorted(set(range(1, num_folds + 1)) - set(folds.tolist()))
-    if missing:
-        num_groups = len(set(groups.tolist()))
-        raise DataError(
-            f"{format_count(len(samples), 'image')} in {format_count(num_groups, 'group')} that "
-            f"stay together cannot fill {num_folds} folds. Use fewer folds (--folds)."
-        )
     result = np.empty_like(folds)
     result[order] = folds
     return result

@@ -12,6 +12,13 @@ METHOD = (
 )
 """How the statistics are computed, as it stands in files."""
 
+LABEL_METHOD = (
+    "mean over the folds; 95% interval by the corrected resampled t-test (Nadeau and Bengio 2003), "
+    "and at least as wide as that of a bootstrap over all held-out images; F1 and subset accuracy "
+    "of a fold at thresholds chosen on the other folds"
+)
+"""The same of multi-label images."""
+
 
 @dataclass(frozen=True, slots=True)
 class FoldStatistics:

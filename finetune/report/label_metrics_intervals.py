@@ -30,22 +30,35 @@ _TINY = float(np.finfo(np.float32).tiny)
 def measure_label_intervals(
     predictions: SplitPredictions, thresholds: tuple[float, ...]
 ) -> Mapping[str, tuple[float, float]]:
+    """Return the 95% interval of each metric, as ``compute_label_intervals`` does.
+
+    Args:
+        predictions: Predictions with targets of shape (N, K).
+        thresholds: Probability from which each label is predicted, shape (K,).
+    """
+    return compute_label_intervals(predictions, np.array(thresholds))
+
+
+def compute_label_intervals(
+    predictions: SplitPredictions, thresholds: NDArray[np.float64]
+) -> Mapping[str, tuple[float, float]]:
     """Return the 95% interval of each metric; empty for very many images and labels.
 
     Means over labels have none where a label has too few positives: the interval is too narrow.
 
     Args:
         predictions: Predictions with targets of shape (N, K).
-        thresholds: Probability from which each label is predicted, shape (K,).
+        thresholds: Probability from which each label is predicted, shape (K,), or (N, K) where it
+            differs between images.
     """
     table_NK, target_NK = predictions.probabilities, np.asarray(predictions.target, np.float64)
     if table_NK.size == 0 or table_NK.size * NUM_RESAMPLES > MAX_CELLS:
         return {}
     ones_1N = np.ones((1, len(table_NK)))
-    values = compute_label_metrics(ones_1N, table_NK, target_NK, np.array(thresholds))
+    values = compute_label_metrics(ones_1N, table_NK, target_NK, thresholds)
     resampled: dict[str, list[NDArray[np.float64]]] = {name: [] for name in values}
     for weights_RN in iterate_resamples(predictions.groups, num_resamples=NUM_RESAMPLES):
-        metrics = compute_label_metrics(weights_RN, table_NK, target_NK, np.array(thresholds))
+        metrics = compute_label_metrics(weights_RN, table_NK, target_NK, thresholds)
         for name, values_R in metrics.items():
             resampled[name].append(values_R)
     intervals = {
@@ -71,10 +84,10 @@ def compute_label_metrics(
     weights_RN: NDArray[np.float64],
     table_NK: NDArray[np.float64],
     target_NK: NDArray[np.float64],
-    thresholds_K: NDArray[np.float64],
+    thresholds: NDArray[np.float64],
 ) -> dict[str, NDArray[np.float64]]:
     """Return metrics of weighted images, each of shape (R,), nan where they are undefined."""
-    predicted_NK = (table_NK >= thresholds_K).astype(np.float64)
+    predicted_NK = (table_NK >= thresholds).astype(np.float64)
     totals_R = weights_RN.sum(axis=1)
     hits_RK = weights_RN @ (predicted_NK * target_NK)
     sizes_RK = weights_RN @ predicted_NK + weights_RN @ target_NK

@@ -19,6 +19,9 @@ _MIN_EARLIER_SECONDS = 1.0
 OUT_OF_FOLD = "out_of_fold"
 """Name of the images that folds hold out, in place of a split."""
 
+_EXPECTED = ("accuracy", "mean_average_precision")
+"""Metric that says what to expect of the model of a cross-validation; one class, or labels."""
+
 
 def show_fit(reporter: "ConsoleReporter", tree: Mapping[str, Any]) -> None:
     """Show the metrics of a run, its folder, and what may be done with it.
@@ -158,13 +161,15 @@ def _describe_model(summary: Mapping[str, Any]) -> str:
         if kind == "ensemble"
         else "one network, trained on all images"
     )
-    entry = summary["metrics"].get("accuracy")
-    if entry is None:
+    metrics = summary["metrics"]
+    metric = next((one for one in _EXPECTED if one in metrics), None)
+    if metric is None:
         return f"Model: {name}."
-    interval = _format_interval("accuracy", entry["interval"])
+    entry = metrics[metric]
+    interval = _format_interval(metric, entry["interval"])
     expected = (
-        f"expected accuracy {format_metric('accuracy', entry['mean'])} ({interval}) from "
-        f"{num_folds} folds"
+        f"expected {metric.replace('_', ' ')} {format_metric(metric, entry['mean'])} ({interval}) "
+        f"from {num_folds} folds"
     )
     is_tested = any(not split.startswith(OUT_OF_FOLD) for split in summary["final"]["metrics"])
     measured = "" if is_tested else "; not measured on this model itself"

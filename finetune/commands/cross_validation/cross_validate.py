@@ -3,19 +3,16 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from finetune.bundle.bundle import load_model
 from finetune.bundle.model_card import read_card_json
 from finetune.commands.cross_validation.final_model import write_final_model
-from finetune.commands.cross_validation.fold_reporter import FoldReporter
-from finetune.commands.cross_validation.fold_runs import (
-    CrossValidation,
-    lock_creation,
-    prepare_cross_validation,
-)
+from finetune.commands.cross_validation.fold_plan import prepare_cross_validation
+from finetune.commands.cross_validation.fold_reporter import FoldReporter, describe_fold_result
+from finetune.commands.cross_validation.fold_runs import CrossValidation, lock_creation
 from finetune.commands.cross_validation.fold_work import (
     FoldWork,
     describe_pending,
@@ -64,7 +61,7 @@ from finetune.system import run_folder
 from finetune.system.files import remove_stale_temp_files, write_text
 from finetune.system.run_folder import RunFolder
 from finetune.types import Reporter
-from finetune.units import format_count, format_duration, format_percent
+from finetune.units import format_count
 
 REFIT = "refit"
 """Name of the run on all images, among those of the folds."""
@@ -188,7 +185,7 @@ def _train_and_finish(
             part = FoldReporter(reporter, title, seen=seen, audit_path=path)
             with rounds.enter_next(part) as rendezvous:
                 result = _train_fold(work, fold, part, rendezvous)
-            reporter.note(_describe_fold(fold, result))
+            reporter.note(describe_fold_result(fold, result))
         if not is_all:
             return _build_fold_result(work, start)
         return _finish(work, rounds, reporter, start)
@@ -233,17 +230,27 @@ def _finish(work: FoldWork, rounds: Rounds, reporter: Reporter, start: float) ->
     write_text(run.out_of_fold_path, out_of_fold.to_csv())
     summary = summarise_folds(cross_validation, out_of_fold, num_label_errors=len(label_errors))
     if label_errors:
-        reporter.note(describe_label_errors(label_errors, label_check, run if is_listed else None))
+        listed_in = run if is_listed else None
+        is_multi_label = out_of_fold.is_multi_label
+        reporter.note(
+            describe_label_errors(
+                label_errors, label_check, listed_in, is_multi_label=is_multi_label
+            )
+        )
     summary["final"] = {"kind": cross_validation.config.cross_validation.final}
     refitted = None
     if work.is_refitted:
         part_path = get_refit_run(cross_validation).audit_csv_path
         part = FoldReporter(reporter, REFIT, seen=set(), audit_path=part_path)
         with rounds.enter_next(part) as rendezvous:
-            refit = _train_refit(cross_validation, summary["folds"], part, rendezvous)
-        summary["final"] |= {"choice": asdict(refit), "run_dir": REFIT}
+            choice = _train_refit(
+                cross_validation, summary["folds"], out_of_fold.thresholds, part, rendezvous
+            )
+        summary["final"] |= {"choice": choice.to_json(), "run_dir": REFIT}
         refitted = load_model(get_refit_run(cross_validation).path)
-    facts = write_final_model(cross_validation, summary, reporter, refitted=refitted)
+    facts = write_final_model(
+        cross_validation, summary, reporter, thresholds=out_of_fold.thresholds, refitted=refitted
+    )
     summary["final"] |= {
         "bundle": str(run.bundle_dir.relative_to(run.path)),
         "metrics": {key: value for key, value in facts["metrics"].items() if key != "out_of_fold"},
@@ -259,11 +266,12 @@ def _finish(work: FoldWork, rounds: Rounds, reporter: Reporter, start: float) ->
 def _train_refit(
     cross_validation: CrossValidation,
     folds: Sequence[Mapping[str, Any]],
+    thresholds: tuple[float, ...] | None,
     reporter: Reporter,
     rendezvous: Rendezvous | None,
 ) -> RefitChoice:
     """Train one network on all images on rank 0, as the folds chose, and return their choice."""
-    run = prepare_refit(cross_validation, folds)
+    run = prepare_refit(cross_validation, folds, thresholds)
     choice = read_refit_choice(run)
     assert choice is not None, "written when the folder was prepared"
     num_images = len(cross_validation.folds)
@@ -273,17 +281,6 @@ def _train_refit(
         reporter = Reporter()
     continue_run(run, config, reporter, rendezvous, time.monotonic())
     return choice
-
-
-def _describe_fold(fold: int, result: FitResult) -> str:
-    """Return the line on a fold that is complete."""
-    metrics = result.metrics["val"]
-    accuracy, macro_f1 = metrics["accuracy"], metrics["macro_f1"]
-    shown = [f"accuracy {format_percent(accuracy)}"] if accuracy is not None else []
-    shown += [f"macro F1 {format_percent(macro_f1)}"] if macro_f1 is not None else []
-    loss = metrics["loss"]
-    shown += [f"log loss {loss:.4f}"] if loss is not None else []
-    return f"Fold {fold}: {', '.join(shown)} ({format_duration(result.seconds)})."
 
 
 def _build_fold_result(work: FoldWork, start: float) -> FitResult:

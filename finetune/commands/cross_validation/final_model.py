@@ -17,7 +17,12 @@ from finetune.commands.cross_validation.out_of_fold import count_images
 from finetune.commands.fit.finalize import WITHOUT_LEAKS_SUFFIX
 from finetune.commands.target_prior import prior_to_json
 from finetune.inference.predictor import Predictor
-from finetune.inference.scoring import details_to_json, evaluate_logits, metrics_to_json
+from finetune.inference.scoring import (
+    AnyEvaluation,
+    details_to_json,
+    evaluate_targets,
+    metrics_to_json,
+)
 from finetune.types import Reporter, Split
 
 OUT_OF_FOLD = "out_of_fold"
@@ -31,6 +36,7 @@ def write_final_model(
     summary: Mapping[str, Any],
     reporter: Reporter,
     *,
+    thresholds: tuple[float, ...] | None = None,
     refitted: ModelBundle | None = None,
 ) -> dict[str, Any]:
     """Write the bundle of a cross-validation, and return the facts on its card.
@@ -41,6 +47,8 @@ def write_final_model(
         cross_validation: Complete folds.
         summary: Summary of the folds.
         reporter: Receiver of progress.
+        thresholds: Threshold of each label of multi-label images, chosen on all held-out images,
+            for the members of an ensemble; None for one class of each image.
         refitted: Network that was trained on all images; None writes the ensemble of the folds.
 
     Raises:
@@ -48,7 +56,10 @@ def write_final_model(
     """
     folder = cross_validation.run.bundle_dir
     runs = cross_validation.fold_runs
-    model = refitted or combine_models([load_model(run.path) for run in runs], source=folder)
+    members = [_set_thresholds(load_model(run.path), thresholds) for run in runs if not refitted]
+    # each image has trained most of the members
+    images = {"train_images": count_images(cross_validation)}
+    model = refitted or combine_models(members, facts=images, source=folder)
     prior = prior_to_json(model.card, requested=None)
     pooled = dict(summary[OUT_OF_FOLD])
     metrics = {OUT_OF_FOLD: pooled.pop("metrics")}
@@ -61,7 +72,7 @@ def write_final_model(
         metrics[name] = metrics_to_json(tested)
         evaluations[name] = {"prior": prior, **details_to_json(tested)}
     facts = {
-        "train_images": count_images(cross_validation),
+        **images,
         "metrics": metrics,
         "evaluations": evaluations,
         "cross_validation": {
@@ -74,6 +85,13 @@ def write_final_model(
         card = replace(model.card, facts={**model.card.facts, **facts})
         save_bundle(model.network, card, folder)
     return dict(load_model(folder).card.facts)
+
+
+def _set_thresholds(model: ModelBundle, thresholds: tuple[float, ...] | None) -> ModelBundle:
+    """Return a model with thresholds of its labels; unchanged for None."""
+    if thresholds is None:
+        return model
+    return replace(model, card=replace(model.card, thresholds=thresholds))
 
 
 def _select_test_rows(cross_validation: CrossValidation) -> dict[str, list[int]]:
@@ -90,7 +108,7 @@ def _select_test_rows(cross_validation: CrossValidation) -> dict[str, list[int]]
 
 def _evaluate(
     model: ModelBundle, cross_validation: CrossValidation, rows: list[int], reporter: Reporter
-) -> Any:
+) -> AnyEvaluation:
     """Return the evaluation of the model on some test images."""
     manifest, config = cross_validation.manifest, cross_validation.config
     tested = manifest.get_samples(Split.TEST)
@@ -105,4 +123,4 @@ def _evaluate(
     reporter.start("evaluating on test", len(samples))
     logits = predictor.predict_logits(manifest.resolve_paths(samples), on_batch=reporter.advance)
     reporter.finish()
-    return evaluate_logits(predictor, logits, manifest.encode_labels(samples))
+    return evaluate_targets(predictor, logits, manifest.encode_targets(samples))

@@ -4,7 +4,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from finetune.commands.fit.single_run import FitResult
+from finetune.evaluation.multi_label.label_metrics import MEAN_AVERAGE_PRECISION
 from finetune.types import Reporter
+from finetune.units import format_duration, format_percent
+
+_SCORES = {"accuracy": "accuracy", "macro_f1": "macro F1"}
+_LABEL_SCORES = {
+    MEAN_AVERAGE_PRECISION: "mean average precision",
+    "micro_average_precision": "micro average precision",
+}
+"""Metrics of a fold in its line, with their names."""
 
 
 class FoldReporter(Reporter):
@@ -56,3 +66,18 @@ class FoldReporter(Reporter):
     def show_epoch(self, row: Mapping[str, Any]) -> None:
         """Show the metrics of a finished epoch."""
         self._reporter.show_epoch(row)
+
+
+def describe_fold_result(fold: int, result: FitResult) -> str:
+    """Return the line on a fold that is complete."""
+    metrics = result.metrics["val"]
+    # F1 of labels is at thresholds that these images chose: that of other folds is told at the end
+    names = _LABEL_SCORES if MEAN_AVERAGE_PRECISION in metrics else _SCORES
+    shown = [
+        f"{text} {format_percent(value)}"
+        for name, text in names.items()
+        if (value := metrics.get(name)) is not None
+    ]
+    loss = metrics["loss"]
+    shown += [f"log loss {loss:.4f}"] if loss is not None else []
+    return f"Fold {fold}: {', '.join(shown)} ({format_duration(result.seconds)})."

@@ -5,11 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from finetune.commands.cross_validation.fold_runs import (
-    CrossValidation,
-    open_cross_validation,
-    prepare_cross_validation,
-)
+from finetune.commands.cross_validation.fold_plan import prepare_cross_validation
+from finetune.commands.cross_validation.fold_runs import CrossValidation, open_cross_validation
 from finetune.commands.cross_validation.refit import check_refit, get_refit_run
 from finetune.commands.fit.resume import (
     build_resume_config,

@@ -42,11 +42,14 @@ def check_refit(config: Config) -> None:
             )
 
 
-def choose_refit(folds: Sequence[Mapping[str, Any]]) -> RefitChoice:
+def choose_refit(
+    folds: Sequence[Mapping[str, Any]], *, thresholds: tuple[float, ...] | None = None
+) -> RefitChoice:
     """Return the choice of the folds: the median of what they kept, and of their temperatures.
 
     Args:
         folds: Folds, as ``summarise_folds`` describes them.
+        thresholds: Threshold of each label of multi-label images, chosen on all held-out images.
     """
     kept = [fold["kept"] for fold in folds]
     on_line = [entry for entry in kept if entry["position"] is not None]
@@ -58,6 +61,7 @@ def choose_refit(folds: Sequence[Mapping[str, Any]]) -> RefitChoice:
         num_epochs=0 if position == 0 else round(median(entry["epoch"] for entry in chosen)),
         position=position,
         temperature=math.exp(median(math.log(fold["temperature"]) for fold in folds)),
+        thresholds=thresholds,
     )
 
 
@@ -90,16 +94,23 @@ def _combine(values: Sequence[Any]) -> Any:
 
 
 def prepare_refit(
-    cross_validation: CrossValidation, folds: Sequence[Mapping[str, Any]]
+    cross_validation: CrossValidation,
+    folds: Sequence[Mapping[str, Any]],
+    thresholds: tuple[float, ...] | None,
 ) -> RunFolder:
     """Return the run folder of the network, created if the folds have chosen anew.
+
+    Args:
+        cross_validation: Complete folds.
+        folds: Folds, as ``summarise_folds`` describes them.
+        thresholds: Threshold of each label of multi-label images; None for one class of each.
 
     Raises:
         ConfigError: A setting cannot apply to all images.
         StorageError: The disk is full or not writable.
     """
     run = get_refit_run(cross_validation)
-    choice = choose_refit(folds)
+    choice = choose_refit(folds, thresholds=thresholds)
     if run_folder.is_run(run.path) and read_refit_choice(run) == choice:
         return run
     shutil.rmtree(run.path, ignore_errors=True)

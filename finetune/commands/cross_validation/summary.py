@@ -15,13 +15,16 @@ from finetune.commands.measurement.interpolation import INTERPOLATION_KEY
 from finetune.commands.measurement.measured import read_measured
 from finetune.commands.stored_run import read_stored_config
 from finetune.config.resolved import ResolvedConfig
-from finetune.evaluation.fold_statistics import METHOD, compute_fold_statistics
-from finetune.inference.scoring import details_to_json, metrics_to_json
+from finetune.evaluation.fold_statistics import LABEL_METHOD, METHOD, compute_fold_statistics
+from finetune.inference.scoring import AnyEvaluation, details_to_json, metrics_to_json
 from finetune.training.loggers.metrics_csv import MetricsCsv
-from finetune.types import Reporter, Split
+from finetune.types import Evaluation, Reporter, Split
 
 VERSION = 1
 """Version of ``cross_validation.json``."""
+
+THRESHOLDS_KEY = "thresholds_chosen_on"
+"""Images that chose the thresholds at which labels are counted, those of other folds."""
 
 
 def summarise_folds(
@@ -41,21 +44,30 @@ def summarise_folds(
         _describe_fold(cross_validation, fold) for fold in range(1, cross_validation.num_folds + 1)
     ]
     fraction = fmean(fold["num_val"] for fold in folds) / fmean(fold["num_train"] for fold in folds)
-    pooled = out_of_fold.evaluate(cross_validation.manifest.count_per_class(Split.TRAIN))
+    manifest = cross_validation.manifest
+    pooled = out_of_fold.evaluate(manifest.count_per_class(Split.TRAIN))
+    evaluations = out_of_fold.evaluate_folds()
+    metrics = [fold["metrics"]["val"] for fold in folds]
+    if evaluations is not None:
+        metrics = [metrics_to_json(evaluation) for evaluation in evaluations]
     return {
         "version": VERSION,
         "num_folds": cross_validation.num_folds,
         "num_images": len(cross_validation.folds),
-        "method": METHOD,
+        "method": LABEL_METHOD if out_of_fold.is_multi_label else METHOD,
         "metrics": _compute_statistics(
-            [fold["metrics"]["val"] for fold in folds],
+            metrics,
             fraction,
-            accuracy_interval=pooled.accuracy_interval,
+            floors=_compute_floors(pooled, metrics, out_of_fold.measure_intervals(manifest)),
         ),
         "test_metrics": _compute_statistics(
             [fold["metrics"]["test"] for fold in folds if "test" in fold["metrics"]], None
         ),
-        "out_of_fold": {"metrics": metrics_to_json(pooled), **details_to_json(pooled)},
+        "out_of_fold": {
+            "metrics": metrics_to_json(pooled),
+            **details_to_json(pooled),
+            **({THRESHOLDS_KEY: "other_folds"} if out_of_fold.is_multi_label else {}),
+        },
         "num_label_errors": num_label_errors,
         "folds": folds,
     }
@@ -113,13 +125,48 @@ def describe_kept(cross_validation: CrossValidation, fold: int) -> dict[str, Any
     return {"position": None, "epoch": int(best["epoch"])}
 
 
+def _compute_floors(
+    pooled: AnyEvaluation,
+    metrics: Sequence[Mapping[str, float | None]],
+    intervals: Mapping[str, tuple[float, float]],
+) -> dict[str, tuple[float, float]]:
+    """Return the interval of each metric that the number of held-out images alone would give.
+
+    Of the accuracy of all images that is Wilson's. A metric of labels is no mean over images, so
+    that the mean of the folds is not the value of all images together: its interval is that of
+    all images, moved to the mean of the folds.
+
+    Args:
+        pooled: Evaluation of all held-out images.
+        metrics: Metrics of each fold.
+        intervals: 95% interval of metrics of labels of all images.
+    """
+    if isinstance(pooled, Evaluation):
+        return {"accuracy": pooled.accuracy_interval}
+    floors = {}
+    for name, (low, high) in intervals.items():
+        known = [value for fold in metrics if (value := fold.get(name)) is not None]
+        if not known:
+            continue
+        move = fmean(known) - pooled.metrics[name]
+        upper = math.inf if name.endswith("loss") else 1.0
+        floors[name] = max(0.0, low + move), min(upper, high + move)
+    return floors
+
+
 def _compute_statistics(
     metrics: Sequence[Mapping[str, float | None]],
     test_fraction: float | None,
     *,
-    accuracy_interval: tuple[float, float] | None = None,
+    floors: Mapping[str, tuple[float, float]] | None = None,
 ) -> dict[str, Any] | None:
-    """Return the statistics of each metric over folds, by name; None without folds."""
+    """Return the statistics of each metric over folds, by name; None without folds.
+
+    Args:
+        metrics: Metrics of each fold; None for undefined ones.
+        test_fraction: Held-out images of a fold divided by its training images, or None.
+        floors: Interval by name that the interval of the mean covers.
+    """
     if not metrics:
         return None
     statistics = {
@@ -127,7 +174,7 @@ def _compute_statistics(
             [fold.get(name) for fold in metrics],
             test_fraction=test_fraction,
             bounds=(0.0, math.inf if name.endswith("loss") else 1.0),
-            floor=accuracy_interval if name == "accuracy" else None,
+            floor=(floors or {}).get(name),
         )
         for name in dict.fromkeys(name for fold in metrics for name in fold)
     }

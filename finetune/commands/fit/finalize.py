@@ -217,14 +217,17 @@ def write_bundle(run: RunFolder, evaluation: FinalEvaluation) -> None:
 
 
 def save_predictions(run: RunFolder, split: Split, probabilities: torch.Tensor) -> None:
-    """Write the probabilities of the images of a split, in manifest order, float32, shape (N, K).
+    """Write the probabilities of the images of a split, in manifest order, shape (N, K).
+
+    They are float32, or float64 if they are given so: those of several labels may be too close to 1
+    for float32.
 
     Raises:
         StorageError: The disk is full or fails.
     """
     path = run.get_predictions_path(split)
     with write_file_atomically(path) as temporary, temporary.open("wb") as stream:
-        np.savez(stream, probabilities=probabilities.float().numpy())
+        np.savez(stream, probabilities=probabilities.numpy())
 
 
 def _choose_thresholds(
@@ -240,8 +243,10 @@ def _choose_thresholds(
 def _calibrate(
     bundle: ModelBundle, calibration: Calibration | None, thresholds: tuple[float, ...] | None
 ) -> ModelBundle:
-    """Return the bundle with the temperature and the thresholds on its model card."""
-    card = replace(bundle.card, thresholds=thresholds)
+    """Return the bundle with the temperature and the thresholds, if any, on its model card."""
+    card = bundle.card
+    if thresholds is not None:
+        card = replace(card, thresholds=thresholds)
     if calibration is not None:
         card = replace(card, temperature=calibration.temperature)
     return replace(bundle, card=card)

@@ -1,12 +1,13 @@
 """Choice of the weights that ship, also for a network that trains on all images after its folds.
 
 Such a network has no validation images: its epochs, its weights on the line from the linear probe
-to the last epoch, and its temperature are those of the folds.
+to the last epoch, its temperature and its thresholds are those of the folds.
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -37,11 +38,30 @@ class RefitChoice:
         position: Weights on the line from the linear probe at 0 to the last epoch at 1; None for
             those of the last epoch as they are.
         temperature: Divisor of the logits.
+        thresholds: Probability from which each label of multi-label images is predicted, shape
+            (K,); None for one class of each image.
     """
 
     num_epochs: int
     position: float | None
     temperature: float
+    thresholds: tuple[float, ...] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values, without thresholds where there are none."""
+        tree = asdict(self)
+        thresholds = tree.pop("thresholds")
+        return tree if thresholds is None else {**tree, "thresholds": list(thresholds)}
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> Self:
+        """Return the choice in JSON values.
+
+        Raises:
+            TypeError: A value is missing or of another kind.
+        """
+        thresholds = tree.get("thresholds")
+        return cls(**{**tree, "thresholds": None if thresholds is None else tuple(thresholds)})
 
 
 def read_refit_choice(run: RunFolder) -> RefitChoice | None:
@@ -54,7 +74,7 @@ def read_refit_choice(run: RunFolder) -> RefitChoice | None:
     if not path.is_file():
         return None
     try:
-        return RefitChoice(**json.loads(path.read_text(encoding="utf-8")))
+        return RefitChoice.from_json(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise RunFolderError(
             f"{path} is damaged: {error}. Remove the folder {run.path} and resume the "
@@ -68,7 +88,7 @@ def write_refit_choice(run: RunFolder, choice: RefitChoice) -> None:
     Raises:
         StorageError: The disk is full or not writable.
     """
-    write_text(run.path / _FILE, json.dumps(asdict(choice), indent=2) + "\n")
+    write_text(run.path / _FILE, json.dumps(choice.to_json(), indent=2) + "\n")
 
 
 def keep_chosen_weights(run: RunFolder, choice: RefitChoice) -> None:
@@ -83,7 +103,8 @@ def keep_chosen_weights(run: RunFolder, choice: RefitChoice) -> None:
     if choice.position not in (None, 0, 1):
         start = load_model(run.start_checkpoint_path).network.state_dict()
         weights = interpolate_weights(start, weights, float(choice.position or 0))
-    card = replace(source.card, temperature=choice.temperature)
+    thresholds = choice.thresholds or source.card.thresholds
+    card = replace(source.card, temperature=choice.temperature, thresholds=thresholds)
     checkpoint = {
         "state_dict": {f"{NETWORK_PREFIX}{name}": value for name, value in weights.items()},
         CARD_KEY: card.to_json(),

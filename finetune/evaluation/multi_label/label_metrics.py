@@ -69,6 +69,7 @@ def evaluate_labels(
     classes: Sequence[str],
     thresholds: Sequence[float] | None = None,
     train_counts: Sequence[int] | None = None,
+    image_thresholds_NK: NDArray[np.float64] | None = None,
 ) -> MultiLabelEvaluation:
     """Compute all metrics of a set of multi-label images.
 
@@ -83,6 +84,8 @@ def evaluate_labels(
         classes: Label names, K of them.
         thresholds: Probability from which each label is predicted, shape (K,); None for 0.5.
         train_counts: Training images with each label, shape (K,); None if unknown.
+        image_thresholds_NK: Thresholds of each image, which take the place of ``thresholds`` in all
+            but the statistics' own ``threshold``, shape (N, K); None for the same of all images.
 
     Raises:
         ValueError: The set of images is empty.
@@ -92,7 +95,7 @@ def evaluate_labels(
     p_NK = probabilities_NK.double().numpy()
     is_true_NK = target_NK.numpy() > 0.5
     limits_K = np.asarray(thresholds or [DEFAULT_THRESHOLD] * len(classes))
-    is_predicted_NK = p_NK >= limits_K
+    is_predicted_NK = p_NK >= (limits_K if image_thresholds_NK is None else image_thresholds_NK)
     counts: Sequence[int | None] = train_counts or [None] * len(classes)
     per_label = tuple(
         _build_label_stats(

@@ -8,6 +8,8 @@ from finetune.report.number_formats import format_interval, format_metric, forma
 from finetune.report.run_facts import RunFacts
 
 _NAMES = ("accuracy", "balanced_accuracy", "macro_f1", "loss")
+_LABEL_NAMES = ("mean_average_precision", "micro_average_precision", "loss")
+"""Metrics of a fold; F1 of labels is at thresholds that its own images chose, and is left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,8 @@ def build_folds(facts: RunFacts) -> FoldsSection | None:
     tree = facts.folds
     if not isinstance(tree, Mapping) or not tree.get("folds"):
         return None
-    names = [name for name in _NAMES if name in (tree.get("metrics") or {})]
+    shown = _LABEL_NAMES if facts.is_multi_label else _NAMES
+    names = [name for name in shown if name in (tree.get("metrics") or {})]
     rows = tuple(_describe_fold(fold, names) for fold in tree["folds"])
     columns = ("fold", "train", "held out", *map(format_metric_name, names), "kept", "temperature")
     return FoldsSection(

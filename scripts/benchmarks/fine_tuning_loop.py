@@ -11,10 +11,14 @@ mirror image. Every variant starts from it: AdamW with weight decay 0.05, batche
 clipped to a norm of 1, a linear warm-up times a cosine, random crops of at least 35% of the image.
 docs/design/fine-tuning.md reports results.
 
-One JSON object per line: first the probe, then each variant with [accuracy, log loss, macro-F1] of
-the validation and the test images after each epoch, of weights between probe and end, of the mean
-of the weights over the second half of the steps, and of their exponential moving average. Prints
-test accuracies, and validation log losses in brackets.
+One JSON object per line: first the probe, then each variant with [accuracy, log loss, macro-F1, log
+loss after the temperature that suits the validation images] of the validation and the test images
+after each epoch, of weights between probe and end, of the mean of the weights over the second half
+of the steps, and of their exponential moving average. The position between probe (0) and end (1)
+whose validation log loss after a temperature is least is the chosen one, as in finetune fit. Prints
+test accuracies, and validation log losses in brackets. With --last-only, which suits many short
+runs, the epochs before the last one, the averages and the test scores of the other positions are
+left out.
 """
 
 import copy
@@ -39,7 +43,7 @@ from scripts.benchmarks.lib.loop_optimizer import (
     build_optimizer,
     parse_variant,
 )
-from scripts.benchmarks.lib.probe_task import ProbeTask
+from scripts.benchmarks.lib.probe_task import ProbeTask, Scores
 
 MAX_GRAD_NORM = 1.0
 EMA_DECAY = 0.97
@@ -155,28 +159,63 @@ def _get_float_state(network: nn.Module) -> State:
     return {name: value for name, value in state.items() if value.is_floating_point()}
 
 
-def run_variant(task: ProbeTask, variant: Variant, *, seed: int) -> dict[str, Any]:
-    """Return the results of a variant."""
+def run_variant(
+    task: ProbeTask, variant: Variant, *, seed: int, is_last_only: bool = False
+) -> dict[str, Any]:
+    """Return the results of a variant.
+
+    Args:
+        task: Images and probe.
+        variant: Settings.
+        seed: Seed of the order of the images and of the crops.
+        is_last_only: Whether only the last epoch and the chosen position are scored.
+    """
     start = time.process_time()
     training = VariantTraining(task, variant, seed=seed)
     losses, scores = [], []
-    for _ in range(variant.epochs):
+    for epoch in range(variant.epochs):
         losses.append(round(training.run_epoch(), 3))
-        scores.append(task.score(training.network))
+        if epoch == variant.epochs - 1 or not is_last_only:
+            scores.append(task.score(training.network))
     seconds = time.process_time() - start
     return {
         **asdict(variant),
+        "num_steps": len(training.grad_norms),
         "lr": training.lr,
         "temperature": round(training.temperature, 2),
         "val": [val for val, _ in scores],
         "test": [test for _, test in scores],
         "train_loss": losses,
-        "line": {str(p): task.score(training.build_between(p)) for p in POSITIONS},
-        "mean": task.score(training.build_with(training.mean)),
-        "ema": task.score(training.build_with(training.ema)),
+        **_choose_position(task, training, end=scores[-1]),
+        **({} if is_last_only else _score_averages(task, training)),
         "first_grad_norm": round(training.grad_norms[0], 2),
         "median_grad_norm": round(statistics.median(training.grad_norms), 2),
         "cpu_seconds": round(seconds, 1),
+    }
+
+
+def _choose_position(
+    task: ProbeTask, training: VariantTraining, *, end: tuple[Scores, Scores]
+) -> dict[str, Any]:
+    """Return the calibrated log loss of validation by position, and the scores of the best."""
+    networks = {position: training.build_between(position) for position in POSITIONS}
+    losses = {0.0: task.probe_scores[0][-1], 1.0: end[0][-1]}
+    for position, network in networks.items():
+        losses[position] = task.score_validation(network)[-1]
+    chosen = min(losses, key=lambda position: (losses[position], -position))
+    scores = {0.0: task.probe_scores, 1.0: end}
+    return {
+        "position": chosen,
+        "losses": dict(sorted(losses.items())),
+        "chosen": scores[chosen] if chosen in scores else task.score(networks[chosen]),
+    }
+
+
+def _score_averages(task: ProbeTask, training: VariantTraining) -> dict[str, Any]:
+    return {
+        "line": {str(p): task.score(training.build_between(p)) for p in POSITIONS},
+        "mean": task.score(training.build_with(training.mean)),
+        "ema": task.score(training.build_with(training.ema)),
     }
 
 
@@ -188,11 +227,12 @@ def describe_variant(result: Mapping[str, Any]) -> str:
         return f"{test[0]:.3f} ({val[1]:.2f})"
 
     epochs = [describe(pair) for pair in zip(result["val"], result["test"], strict=True)]
-    line = [f"{position} {describe(pair)}" for position, pair in result["line"].items()]
-    means = [f"{name} {describe(result[name])}" for name in ("mean", "ema")]
+    line = {**result.get("line", {}), f"chosen ({result['position']:g})": result["chosen"]}
+    others = line | {name: result[name] for name in ("mean", "ema") if name in result}
     return (
         f"{result['name']}: lr {result['lr']:.1e}; epochs {', '.join(epochs)}; "
-        f"line {', '.join(line)}; {', '.join(means)}; {result['cpu_seconds']:.0f} s"
+        f"{', '.join(f'{name} {describe(pair)}' for name, pair in others.items())}; "
+        f"{result['cpu_seconds']:.0f} s"
     )
 
 
@@ -209,6 +249,9 @@ def create_parser() -> ArgumentParser:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-mirror", action="store_true", help="do not mirror, as for digits")
     parser.add_argument("--bf16", action="store_true", help="run the network in bfloat16")
+    parser.add_argument(
+        "--last-only", action="store_true", help="score the last epoch and the chosen position only"
+    )
     return parser
 
 
@@ -227,12 +270,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         is_mirrored=not options.no_mirror,
         is_bf16=options.bf16,
     )
-    val, test = task.score(task.build_network())
+    val, test = task.probe_scores
     probe = {"name": "probe", "val": val, "test": test, "penalty": task.probe.penalty}
     print(f"probe: test accuracy {test[0]:.3f}, validation log loss {val[1]:.2f}", flush=True)
     _append(options, probe | {"num_train": task.num_train, "num_val": task.num_val})
     for variant in variants:
-        result = run_variant(task, variant, seed=options.seed)
+        result = run_variant(task, variant, seed=options.seed, is_last_only=options.last_only)
         print(describe_variant(result), flush=True)
         _append(options, result)
 

@@ -13,6 +13,7 @@ from sklearn.metrics import f1_score
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from finetune.evaluation.calibration import fit_temperature
 from finetune.models.backbone import create_network
 from finetune.probe.cross_validation import CrossValidatedHead, fit_head
 from scripts.benchmarks.lib.comparison.image_folders import draw_images
@@ -32,7 +33,7 @@ _MEASURED_BATCHES, _MEASURED_IMAGES, _MEASUREMENT_SEED = 4, 64, 5
 _MEASUREMENT_SMOOTHING = 0.1
 _TEMPERATURES = np.geomspace(0.05, 20, 80)
 
-Scores = list[float]  # accuracy, log loss, macro-F1
+Scores = list[float]  # accuracy, log loss, macro-F1, log loss after a temperature
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class ProbeTask:
         num_train: Number of training images.
         num_val: Number of validation images.
         probe: The fitted probe.
+        probe_scores: Its scores of the validation and the test images.
 
     Args:
         case: Folder of images.
@@ -93,7 +95,9 @@ class ProbeTask:
         backbone.reset_classifier(0)
         self._backbone: nn.Module = backbone.to(memory_format=torch.channels_last)
         self.probe = self._fit_probe(len(drawn.train))
+        self._changes: dict[tuple[float, float], float] = {}
         self.num_train, self.num_val = len(self._train.labels), len(self._val.labels)
+        self.probe_scores = self.score(self.build_network())
 
     def _fit_probe(self, num_classes: int) -> CrossValidatedHead:
         views = [self._compute(self._backbone, self._train.images).numpy()]
@@ -118,15 +122,23 @@ class ProbeTask:
         return torch.cat(outputs)
 
     def score(self, module: nn.Module) -> tuple[Scores, Scores]:
-        """Return accuracy, log loss and macro-F1 of the validation and the test images."""
-        return self._score_part(module, self._val), self._score_part(module, self._test)
+        """Return the scores of the validation and the test images.
 
-    def _score_part(self, module: nn.Module, part: Part) -> Scores:
-        logits, labels = self._compute(module, part.images), part.labels
-        found = logits.argmax(dim=1).numpy()
-        loss = cross_entropy(logits, torch.from_numpy(labels)).item()
-        f1 = f1_score(labels, found, average="macro")
-        return [round(float(v), 4) for v in ((found == labels).mean(), loss, f1)]
+        The fourth is the log loss after the temperature that suits the validation images best.
+        """
+        val = self._compute(module, self._val.images)
+        temperature = self._fit_calibration(val)
+        return _score_logits(val, self._val.labels, temperature), _score_logits(
+            self._compute(module, self._test.images), self._test.labels, temperature
+        )
+
+    def score_validation(self, module: nn.Module) -> Scores:
+        """Return the scores of the validation images."""
+        logits = self._compute(module, self._val.images)
+        return _score_logits(logits, self._val.labels, self._fit_calibration(logits))
+
+    def _fit_calibration(self, logits: Tensor) -> float:
+        return fit_temperature(logits.double(), torch.from_numpy(self._val.labels))
 
     def build_network(self, *, temperature: float = 1.0) -> ProbedNetwork:
         """Return a network with the probe's head, divided by a temperature."""
@@ -157,7 +169,17 @@ class ProbeTask:
     def measure_lr(
         self, network: ProbedNetwork, *, feature_change: float, layer_decay: float
     ) -> float:
-        """Return the rate at which a step changes the features by a fraction of their spread."""
+        """Return the rate at which a step changes the features by a fraction of their spread.
+
+        Networks with the same head and the same layer decay are measured once.
+        """
+        key = (layer_decay, float(network.head.weight.detach().norm()))
+        if key not in self._changes:
+            self._changes[key] = self._measure_change(network, layer_decay=layer_decay)
+        return feature_change / self._changes[key]
+
+    def _measure_change(self, network: ProbedNetwork, *, layer_decay: float) -> float:
+        """Return the relative change of the features by a step, per unit of the learning rate."""
         network.eval()
         generator = np.random.default_rng(_MEASUREMENT_SEED)
         order = generator.permutation(self.num_train)
@@ -171,14 +193,13 @@ class ProbeTask:
                     logits = network(pixels)
                 yield cross_entropy(logits.float(), labels, label_smoothing=_MEASUREMENT_SMOOTHING)
 
-        change = measure_change_per_lr(
+        return measure_change_per_lr(
             network,
             iter_losses(),
             partial(self._compute, network.backbone, images),
             num_batches=_MEASURED_BATCHES,
             layer_decay=layer_decay,
         )
-        return feature_change / change
 
     def iter_batches(self, generator: np.random.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batches of an epoch, without the incomplete one."""
@@ -196,3 +217,11 @@ class ProbeTask:
         with self._autocast():
             logits: Tensor = network(pixels)
         return logits.float()
+
+
+def _score_logits(logits: Tensor, labels: NDArray[np.int64], temperature: float) -> Scores:
+    found, target = logits.argmax(dim=1).numpy(), torch.from_numpy(labels)
+    loss = cross_entropy(logits, target).item()
+    calibrated = cross_entropy(logits / temperature, target).item()
+    f1 = f1_score(labels, found, average="macro")
+    return [round(float(v), 4) for v in ((found == labels).mean(), loss, f1, calibrated)]

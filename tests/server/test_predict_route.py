@@ -132,7 +132,7 @@ _PHOTO = create_photo()
             _build_bomb(60_000),
             413,
             "too_many_pixels",
-            "Too large: 3600 megapixels; at most 1 are accepted.",
+            "Too large: 60000x60000 is 3600 megapixels; at most 1 are accepted.",
             id="big bomb",
         ),
         pytest.param(

@@ -3,7 +3,7 @@
 import re
 import struct
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
@@ -83,7 +83,7 @@ def describe_read_error(path: Path, error: Exception, messages: Sequence[str] = 
     if isinstance(error, PermissionError):
         return "not readable (permission denied)"
     if isinstance(error, Image.DecompressionBombError):
-        return _describe_bomb(error)
+        return _describe_bomb(path, error)
     if isinstance(error, MemoryError):
         return "too large: there is not enough memory to read it"
     try:
@@ -124,13 +124,42 @@ def _describe_unknown(start: bytes) -> str:
     return f"not an image: {'text' if is_text else 'unrecognised content'}"
 
 
-def _describe_bomb(error: Image.DecompressionBombError) -> str:
-    """Return the number of pixels of a bomb and Pillow's limit, which its error alone knows."""
+def _describe_bomb(path: Path, error: Image.DecompressionBombError) -> str:
+    """Return the pixels of a bomb, and Pillow's limit, which its error alone knows."""
     numbers = [int(text) for text in re.findall(r"\d{4,}", str(error))]
     if len(numbers) != 2:
         return "too large: over Pillow's limit of pixels"
-    size, limit = numbers[0] / 1e6, numbers[1] // 100_000 / 10
-    return f"too large: {size:.0f} megapixels, over Pillow's limit of {limit:g}"
+    pixels, limit = numbers[0], numbers[1] // 100_000 / 10
+    width, height = _find_size(path)
+    sides = f"{width}x{height} is " if width * height == pixels else ""
+    return f"too large: {sides}{pixels / 1e6:.0f} megapixels, over Pillow's limit of {limit:g}"
+
+
+def _find_size(path: Path) -> tuple[int, int]:
+    """Return the width and height in the header of a file that Pillow refuses; 0 where unknown."""
+    with suppress(Exception):  # plugins raise various exceptions
+        start = read_start(path)
+        found = find_format(identify_content(start))
+        if found is not None and found.name == "WebP":  # its plugin compares the size itself
+            return _read_webp_size(start)
+        if found is not None:
+            factory, _ = Image.OPEN[found.plugin]
+            with path.open("rb") as file:  # Image.open compares the size after this
+                return factory(file, str(path)).size
+    return 0, 0
+
+
+def _read_webp_size(start: bytes) -> tuple[int, int]:
+    """Return the width and height of the first chunk (RFC 9649, sections 2.5 to 2.7)."""
+    kind = start[12:16]
+    if kind == b"VP8X":
+        width, height = (int.from_bytes(start[at : at + 3], "little") + 1 for at in (24, 27))
+        return width, height
+    if kind == b"VP8L":
+        bits = int.from_bytes(start[21:25], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    width, height = struct.unpack("<HH", start[26:30])
+    return width & 0x3FFF, height & 0x3FFF
 
 
 def _find_plugin_error(path: Path, entry: ImageFormat) -> Exception | None:

@@ -124,9 +124,16 @@ def _show_stages(reporter: "ConsoleReporter", tree: Mapping[str, Any]) -> None:
 
 def _build_legend(tree: Mapping[str, Any]) -> str:
     """Return the explanation of the columns, which their short headers cannot hold."""
+    from finetune.cli.render.networks.comparison_table import find_compared_metric
+
     batch_size = tree["training_memory_micro_batch_size"]
+    images = format_count(tree["num_val_images"], "validation image")
     lines = [
-        f"accuracy: linear probe on {format_count(tree['num_val_images'], 'validation image')}.",
+        f"accuracy: linear probe on {images}."
+        if find_compared_metric(tree["backbones"][0]) == "accuracy"
+        else "mean avg. prec.: mean average precision over labels of a linear probe on "
+        f"{images}.\nHeads on earlier stages are left out: they are compared by the one class of "
+        "an image.",
         "images/s: inference on this machine.",
         f"memory: training step of all layers, batch size {batch_size}.",
     ]

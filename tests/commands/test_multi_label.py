@@ -24,6 +24,7 @@ from finetune.data.manifest import read_manifest
 from finetune.errors import ConfigError
 from finetune.evaluation.multi_label.label_thresholds import choose_thresholds
 from finetune.inference.predictor import Predictor
+from finetune.models.costs import throughput
 from finetune.types import Split
 from tests.support.helpers import RecordingReporter
 from tests.support.runs import (
@@ -80,19 +81,26 @@ def stripes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def build_settings(data: Path) -> dict[str, object]:
+    """Return settings of runs and comparisons."""
+    return {
+        "data.path": str(data),
+        "data.image_size": 32,
+        "data.num_workers": 0,
+        "augment.name": "none",
+        "trainer.accelerator": "cpu",
+        "trainer.precision": "32-true",
+    }
+
+
 def fit(stripes: Path, output: Path, *, data: str = "labels.csv", **settings: object) -> FitResult:
     """Fit a small network for two epochs of five steps after a linear probe."""
     small = {
-        "data.path": str(stripes / data),
-        "data.image_size": 32,
-        "data.num_workers": 0,
+        **build_settings(stripes / data),
         "model.backbone": "test_resnet",
         "model.weights": str(stripes / "weights.pth"),
-        "augment.name": "none",
         "calibration.enabled": "on",
         "optim.lr": 0.002,
-        "trainer.accelerator": "cpu",
-        "trainer.precision": "32-true",
         "trainer.devices": 1,
         "trainer.batch_size": 8,
         "trainer.epochs": 2,
@@ -358,6 +366,31 @@ def test_soups_of_multi_label_runs_average_weights_and_choose_thresholds_anew(
     assert any("Mean average precision on 21 shared" in note for note in reporter.notes)
     readme = (tmp_path / "greedy/README.md").read_text()
     assert "also chose the runs of the soup" in readme
+
+
+def test_compare_multi_label_scores_backbones_as_the_probe_of_fit_does(
+    run: FitResult, stripes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for limit in ("_MAX_BATCH_SECONDS", "_MAX_TOTAL_SECONDS"):
+        monkeypatch.setattr(throughput, limit, 0.02)
+    write_weights(tmp_path / "test_resnet.pth")
+    write_weights(tmp_path / "test_vit.pth", "test_vit")
+    config = build_config({}, assignments=build_settings(stripes / "labels.csv"))
+    names = ["test_vit", "test_resnet"]
+    result = finetune.compare(config, names, weights=str(tmp_path))
+    assert not result.failures
+    assert result.monitor == "mean_average_precision"
+    first = read_rows(run.run_dir)[0]
+    rows = {row.backbone: row for row in result.rows}
+    for name in ("mean_average_precision", "macro_f1", "subset_accuracy", "loss"):
+        found = rows["test_resnet"].metrics[name]
+        assert found == pytest.approx(float(first[f"val/{name}"]), abs=1e-4)
+    values = [row.metrics["mean_average_precision"] for row in result.rows]
+    assert values == sorted(values, reverse=True)
+    tree = result.to_json()["backbones"][0]
+    low, high = tree["mean_average_precision_interval"]
+    assert 0 < low <= values[0] <= high <= 1
+    assert tree["stages"] is None
 
 
 def predict_targets(model: Path, run_dir: Path) -> tuple[Tensor, Tensor]:

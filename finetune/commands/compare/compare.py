@@ -11,23 +11,20 @@ from finetune.builders import (
     measure_full_finetuning_bytes,
     update_training,
 )
+from finetune.commands.compare.backbone_result import BackboneFailure, BackboneResult
 from finetune.commands.compare.checks import check_compare, check_single_process
-from finetune.commands.compare.result import (
-    BackboneFailure,
-    BackboneResult,
-    CompareResult,
-    sort_by_score,
-)
+from finetune.commands.compare.label_precision import measure_label_precision
+from finetune.commands.compare.result import CompareResult, sort_by_score
 from finetune.commands.fit.prepare import load_run_data
 from finetune.commands.measurement.augmentation_check import measure_augmentation
 from finetune.commands.prepare_data import resolve_data_path
 from finetune.config.load import diff_from_defaults, replace_values
-from finetune.config.multi_label import refuse_multi_label
 from finetune.config.schema import Config
 from finetune.data.manifest import Manifest
 from finetune.distributed import signals
 from finetune.distributed.launch import detect_launch
-from finetune.errors import FinetuneError, ModelError, OutOfMemoryError
+from finetune.errors import DataError, FinetuneError, ModelError, OutOfMemoryError
+from finetune.evaluation.multi_label.label_metrics import MEAN_AVERAGE_PRECISION
 from finetune.lookup import is_import_path
 from finetune.models.backbone import check_backbone_name, create_meta_network
 from finetune.models.costs.throughput import count_macs, measure_throughput
@@ -43,7 +40,7 @@ from finetune.system.hardware import (
     is_out_of_memory,
     release_memory,
 )
-from finetune.types import Reporter
+from finetune.types import Reporter, Split
 from finetune.units import format_count, format_duration
 
 
@@ -88,11 +85,7 @@ def compare(
         sources = _resolve_sources(names, weights, config.model.kwargs)
         config, data = load_run_data(config, reporter)
         manifest = data.manifest
-        refuse_multi_label(
-            "finetune compare",
-            is_multi_label=manifest.is_multi_label,
-            remedy="Use finetune fit, once for each backbone.",
-        )
+        _check_labels(manifest)
         try:
             rows, failures = _probe_all(config, manifest, sources, reporter)
         except KeyboardInterrupt:
@@ -189,7 +182,7 @@ def _probe_backbone(
     classifier, trainer = training.module.classifier, training.config.trainer
     probe = fit_probe(classifier, training.probe, device=device, rendezvous=None, reporter=reporter)
     assert probe is not None, "this is the only process"
-    spec = training.network.spec
+    spec, val = training.network.spec, training.data.val
     network = classifier.network.eval()
     return BackboneResult(
         backbone=name,
@@ -209,7 +202,30 @@ def _probe_backbone(
         num_computed=probe.num_computed,
         seconds=time.monotonic() - start,
         stages=probe.stages,
+        precision=None
+        if val.multi_hot is None
+        else measure_label_precision(
+            # the head is not fitted on the validation images, which come last
+            probe.held_out_probabilities[-len(val) :].double().numpy(),
+            val.multi_hot > 0,
+            groups_N=val.groups,
+            value=probe.metrics[MEAN_AVERAGE_PRECISION],
+        ),
     )
+
+
+def _check_labels(manifest: Manifest) -> None:
+    """Check that a validation image has a label, if images have any number of labels.
+
+    Raises:
+        DataError: None has, so that no average precision is defined.
+    """
+    samples = manifest.get_samples(Split.VAL)
+    if manifest.is_multi_label and not any(sample.labels for sample in samples):
+        raise DataError(
+            f"None of the {format_count(len(samples), 'validation image')} has a label, so that no "
+            f"average precision compares the backbones. Add images with labels to the val split."
+        )
 
 
 def _build_probe_config(config: Config, name: str, weights: str) -> Config:

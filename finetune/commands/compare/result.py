@@ -4,109 +4,28 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from finetune.commands.compare.imagenet_reference import find_imagenet_error_rates
-from finetune.evaluation.significance import (
-    apply_holm_correction,
-    compute_mcnemar_p_value,
-    compute_wilson_interval,
-)
-from finetune.probe.stage_probes import StageProbes
+from finetune.commands.compare.backbone_result import BackboneFailure, BackboneResult
+from finetune.evaluation.significance import apply_holm_correction
 from finetune.units import format_count
 
 SIGNIFICANCE_LEVEL = 0.05
 """Differences with a smaller p-value count as significant."""
 
-_METRIC_NAMES = {"macro_f1": "macro F1", "balanced_accuracy": "balanced accuracy"}
-
-
-@dataclass(frozen=True, slots=True)
-class BackboneResult:
-    """Cost and probe metrics of one backbone.
-
-    Attributes:
-        backbone: timm name.
-        weights: Value for ``--weights`` of ``fit``: "hub", or a file or folder.
-        image_size: Side of the input in pixels.
-        num_parameters: Number of parameters, including the new classifier.
-        num_macs: Multiply-accumulate operations of one forward pass on one image.
-        images_per_second: Inference throughput on this machine, without reading images.
-        training_bytes: Memory of a training step of all layers; None if it does not fit.
-        batch_size: Micro-batch size of that training step.
-        monitor: Metric by which ``fit`` would choose its best epoch.
-        metrics: Metric name to value on the validation images.
-        is_correct: Whether each validation image is classified correctly, bool, shape (N,).
-        num_images: Number of training and validation images.
-        num_computed: Number of these whose features were computed, not read from the cache.
-        seconds: Total duration.
-        stages: Results of heads on earlier stages; None where none were probed.
-    """
-
-    backbone: str
-    weights: str
-    image_size: int
-    num_parameters: int
-    num_macs: int
-    images_per_second: float
-    training_bytes: int | None
-    batch_size: int
-    monitor: str
-    metrics: Mapping[str, float]
-    is_correct: NDArray[np.bool_] = field(repr=False, compare=False)
-    num_images: int
-    num_computed: int
-    seconds: float
-    stages: StageProbes | None = field(default=None, repr=False)
-
-    @property
-    def accuracy_interval(self) -> tuple[float, float]:
-        """95% confidence interval of the accuracy (Wilson score)."""
-        return compute_wilson_interval(int(self.is_correct.sum()), len(self.is_correct))
-
-    def to_json(self) -> dict[str, Any]:
-        """Return JSON values."""
-        published = find_imagenet_error_rates(self.backbone, weights=self.weights)
-        num_bytes = self.training_bytes
-        return {
-            "backbone": self.backbone,
-            "weights": self.weights,
-            "image_size": self.image_size,
-            "num_parameters": self.num_parameters,
-            "gmacs": round(self.num_macs / 1e9, 4),
-            "images_per_second": round(self.images_per_second, 2),
-            "training_memory_gb": None if num_bytes is None else round(num_bytes / 1e9, 9),
-            "metrics": {name: float(value) for name, value in self.metrics.items()},
-            "accuracy_interval": list(self.accuracy_interval),
-            "imagenet_top1_error": None if published is None else published.top1,
-            "imagenet_top5_error": None if published is None else published.top5,
-            "imagenet_source": None if published is None else published.source,
-            "imagenet_is_of_weights": None if published is None else published.is_of_weights,
-            "stages": None if self.stages is None else self.stages.to_json(),
-            "num_images": self.num_images,
-            "num_images_computed": self.num_computed,
-            "seconds": round(self.seconds, 3),
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class BackboneFailure:
-    """A backbone that could not be compared.
-
-    Attributes:
-        backbone: timm name.
-        reason: Error message, with the remedy if there is one.
-        exit_code: Exit code of the error.
-    """
-
-    backbone: str
-    reason: str
-    exit_code: int
+_METRIC_NAMES = {
+    "macro_f1": "macro F1",
+    "micro_f1": "micro F1",
+    **{
+        name: name.replace("_", " ")
+        for name in (
+            "balanced_accuracy", "mean_average_precision", "micro_average_precision",
+            "subset_accuracy",
+        )
+    },
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,17 +56,31 @@ class CompareResult:
         """McNemar p-value of each row against the first, Holm-corrected; None for the first."""
         if not self.rows:
             return []
-        first, *others = (row.is_correct for row in self.rows)
+        first, *others = self.rows
+        return [None, *apply_holm_correction([first.compute_p_value(row) for row in others])]
+
+    @property
+    def differences(self) -> list[list[float] | None]:
+        """Interval of the mean average precision of each row less that of the first.
+
+        None for the first, and for images of one class.
+        """
+        precisions = [row.precision for row in self.rows]
+        best = precisions[0] if precisions else None
         return [
-            None,
-            *apply_holm_correction([compute_mcnemar_p_value(first, other) for other in others]),
+            None
+            if number == 0 or one is None or best is None
+            else list(one.compute_difference_interval(best))
+            for number, one in enumerate(precisions)
         ]
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values."""
         rows = [
-            {**row.to_json(), "p_value_vs_best": p_value}
-            for row, p_value in zip(self.rows, self.p_values, strict=True)
+            {**row.to_json(), "p_value_vs_best": p_value, "difference_interval": difference}
+            for row, p_value, difference in zip(
+                self.rows, self.p_values, self.differences, strict=True
+            )
         ]
         return {
             "data": str(self.data),
@@ -167,13 +100,15 @@ class CompareResult:
     def to_csv(self) -> str:
         """Return CSV text with one line per backbone; failures come last, with their reason."""
         text = io.StringIO()
-        fields = [*_LEADING_COLUMNS, *_get_metric_names(self.rows), *_TRAILING_COLUMNS, "error"]
+        metric = self.rows[0].compared_metric if self.rows else "accuracy"
+        ends = (f"{metric}_low", f"{metric}_high")
+        names = _get_metric_names(self.rows)
+        fields = [*_LEADING_COLUMNS, *names, *ends, *_TRAILING_COLUMNS, "error"]
         writer = csv.DictWriter(text, fields, lineterminator="\n")
         writer.writeheader()
         for row, p_value in zip(self.rows, self.p_values, strict=True):
-            low, high = row.accuracy_interval
             values = {**row.to_json(), **row.metrics, "p_value_vs_best": p_value}
-            values |= {"accuracy_low": low, "accuracy_high": high}
+            values |= dict(zip(ends, row.interval, strict=True))
             if row.stages is not None:
                 values["stage_accuracy_lead"] = row.stages.accuracy_lead
                 values["stage_loss_ratio"] = row.stages.loss_ratio
@@ -199,7 +134,7 @@ _LEADING_COLUMNS = (
     "training_memory_gb",
 )  # fmt: skip
 _TRAILING_COLUMNS = (
-    "accuracy_low", "accuracy_high", "p_value_vs_best", "imagenet_top1_error",
+    "p_value_vs_best", "imagenet_top1_error",
     "imagenet_top5_error", "imagenet_source", "stage_accuracy_lead", "stage_loss_ratio",
     "num_images", "num_images_computed", "seconds",
 )  # fmt: skip
@@ -223,7 +158,7 @@ def summarize_significance(result: CompareResult) -> str:
     others = list(zip(result.rows[1:], result.p_values[1:], strict=True))
     similar = [row for row, p_value in others if p_value is None or p_value >= SIGNIFICANCE_LEVEL]
     different = [row for row, _ in others if row not in similar]
-    fewer = [row for row in different if row.is_correct.sum() < best.is_correct.sum()]
+    fewer = [row for row in different if row.compared_value < best.compared_value]
     more = [row for row in different if row not in fewer]
     level = f"p < {SIGNIFICANCE_LEVEL:g}"
     num_images = format_count(len(best.is_correct), "validation image")
@@ -241,18 +176,24 @@ def summarize_significance(result: CompareResult) -> str:
                 f"command below takes the one with the best {_name_metric(best.monitor)}."
             )
     if fewer:
-        sentences.append(
-            f"{best.backbone} classifies significantly more of the {num_images} correctly than "
-            f"{_join_names(fewer)} ({level})."
-        )
+        gain = _describe_gain(best, num_images, is_plural=False)
+        sentences.append(f"{best.backbone} {gain} than {_join_names(fewer)} ({level}).")
     if more:
-        verb = "classifies" if len(more) == 1 else "classify"
-        metric = _name_metric(best.monitor)
+        gain, metric = _describe_gain(best, num_images, is_plural=len(more) > 1), best.monitor
         sentences.append(
-            f"{_join_names(more)} {verb} significantly more of the {num_images} correctly than "
-            f"{best.backbone} ({level}), but with a worse {metric}."
+            f"{_join_names(more)} {gain} than {best.backbone} ({level}), but with a worse "
+            f"{_name_metric(metric)}."
         )
     return " ".join(sentences)
+
+
+def _describe_gain(row: BackboneResult, num_images: str, *, is_plural: bool) -> str:
+    """Return what a backbone does better than another, as a predicate without that other."""
+    if row.precision is None:
+        verb = "classify" if is_plural else "classifies"
+        return f"{verb} significantly more of the {num_images} correctly"
+    verb = "have" if is_plural else "has"
+    return f"{verb} a significantly higher mean average precision on the {num_images}"
 
 
 def _name_metric(name: str) -> str:

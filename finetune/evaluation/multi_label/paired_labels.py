@@ -72,7 +72,7 @@ def compare_paired_labels(
         total_R = weights_RN.sum(axis=1)
         changes["loss"].append(weights_RN @ loss_change_N / total_R)
         changes["subset_accuracy"].append(weights_RN @ correct_change_N / total_R)
-        first, second = (_compute_means(table, is_true_NK, weights_RN) for table in tables)
+        first, second = (compute_weighted_means(table, is_true_NK, weights_RN) for table in tables)
         changes[MEAN_AVERAGE_PRECISION].append(second - first)
     intervals = {name: compute_percentiles(np.concatenate(v)) for name, v in changes.items()}
     only_first, only_second = (
@@ -113,10 +113,18 @@ def _average_precision(table_NK: NDArray[np.float64], is_true_NK: NDArray[np.boo
     return float(np.mean([value for value in values if value is not None]))
 
 
-def _compute_means(
+def compute_weighted_means(
     table_NK: NDArray[np.float64], is_true_NK: NDArray[np.bool_], weights_RN: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Return the mean average precision of weighted images, shape (R,)."""
+    """Return the mean average precision of weighted images, shape (R,).
+
+    The mean is over the labels that an image with a weight has.
+
+    Args:
+        table_NK: Probability of each label, shape (N, K).
+        is_true_NK: Whether each image has each label, shape (N, K).
+        weights_RN: Weight of each image, shape (R, N).
+    """
     total_R, defined_R = np.zeros(len(weights_RN)), np.zeros(len(weights_RN))
     for scores_N, is_true_N in zip(table_NK.T, is_true_NK.T, strict=True):
         order = np.argsort(-scores_N, kind="stable")

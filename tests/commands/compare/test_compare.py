@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import finetune
+from finetune.commands.compare.backbone_result import BackboneResult
 from finetune.commands.compare.compare import compare
-from finetune.commands.compare.result import BackboneResult
 from finetune.config.load import build_config
 from finetune.config.schema import Config
 from finetune.distributed import signals

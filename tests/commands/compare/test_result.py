@@ -4,15 +4,16 @@ import csv
 import io
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from finetune.commands.compare.backbone_result import BackboneFailure, BackboneResult
+from finetune.commands.compare.label_precision import LabelPrecision
 from finetune.commands.compare.result import (
-    BackboneFailure,
-    BackboneResult,
     CompareResult,
     sort_by_score,
     summarize_significance,
@@ -121,6 +122,58 @@ def test_summary_and_next_command_say_which_backbone_each_takes() -> None:
     assert "cheapest of these is b" in summary
     assert "the command below takes the one with the best accuracy" in summary
     assert comparison.next_command[3:5] == ["--backbone", "a"]
+
+
+def label_row(name: str, value: float, **changes: Any) -> BackboneResult:
+    """Return a row of multi-label images whose resampled scores are within 0.01 of a value."""
+    resampled = value + np.linspace(-0.01, 0.01, 101) * (1 if name < "b" else -1)
+    metrics = {"loss": 1 - value, "mean_average_precision": value, "micro_f1": 0.5}
+    return row(
+        name,
+        [0],
+        monitor="mean_average_precision",
+        metrics={**metrics, **changes.pop("metrics", {})},
+        precision=LabelPrecision(value, resampled, 30),
+        **changes,
+    )
+
+
+def test_multi_label_rows_are_compared_by_mean_average_precision() -> None:
+    comparison = result(label_row("a", 0.9), label_row("b", 0.895, num_macs=1), label_row("c", 0.5))
+    assert names(comparison.rows) == ["a", "b", "c"]
+    first, second, third = comparison.p_values
+    assert first is None
+    assert second is not None
+    assert second > 0.05
+    assert third is not None
+    assert third < 0.05
+    assert comparison.differences[0] is None
+    low, high = comparison.differences[2] or (0, 0)
+    assert low < -0.4 < high < 0
+    summary = summarize_significance(comparison)
+    assert summary.startswith("b does not differ significantly from a on the 40 validation")
+    assert "best mean average precision" in summary
+    assert summary.endswith(
+        "a has a significantly higher mean average precision on the 40 validation images than c "
+        "(p < 0.05)."
+    )
+    tree = comparison.to_json()
+    assert "accuracy_interval" not in tree["backbones"][0]
+    low, high = tree["backbones"][0]["mean_average_precision_interval"]
+    assert low < 0.9 < high
+    line = next(csv.DictReader(io.StringIO(comparison.to_csv())))
+    assert float(line["mean_average_precision_low"]) == low
+    assert "accuracy_low" not in line
+
+
+def test_multi_label_row_with_better_loss_and_lower_precision_is_stated() -> None:
+    best = label_row("a", 0.5, metrics={"loss": 0.1})
+    other = label_row("b", 0.9, metrics={"loss": 0.2})
+    rows = [replace(one, monitor="loss") for one in (best, other)]
+    assert summarize_significance(result(*rows)) == (
+        "b has a significantly higher mean average precision on the 40 validation images than a "
+        "(p < 0.05), but with a worse loss."
+    )
 
 
 def test_compare_result_without_rows_has_no_summary_or_command() -> None:

@@ -8,9 +8,18 @@ from rich.markup import escape
 from rich.table import Table
 
 _MIN_NAME_WIDTH = 12
+_COMPARED_METRICS = {
+    "accuracy": "accuracy %\n(95% interval)",
+    "mean_average_precision": "mean avg. prec. %\n(95% interval)",
+}
+"""Metric with an interval, and the header of its column."""
+
 _METRIC_COLUMNS = {
     "macro_f1": ("macro F1\n%", "macro_f1"),
     "balanced_accuracy": ("balanced\n%", "balanced_accuracy"),
+    "micro_f1": ("micro F1\n%", "micro_f1"),
+    "micro_average_precision": ("micro\na. p. %", "micro_average_precision"),
+    "subset_accuracy": ("subset\nacc. %", "subset_accuracy"),
 }
 
 Row = Mapping[str, Any]
@@ -57,12 +66,13 @@ def wrap_name(name: str, width: int) -> str:
 
 def _build_columns(rows: Sequence[Row], sort_metric: str) -> dict[str, Callable[[Row], str]]:
     """Return the two-line header and the cell format of each column after the first."""
+    compared = find_compared_metric(rows[0])
     columns: dict[str, Callable[[Row], str]] = {
         "params\nM": lambda row: _format_number(row["num_parameters"] / 1e6),
         "MACs\nG": lambda row: _format_number(row["gmacs"]),
         "images\n/s": lambda row: _format_number(row["images_per_second"]),
         "memory\nGB": lambda row: _format_number(row["training_memory_gb"]),
-        "accuracy %\n(95% interval)": _format_accuracy,
+        _COMPARED_METRICS[compared]: lambda row: _format_interval(row, compared),
     }
     if sort_metric in _METRIC_COLUMNS:
         header, name = _METRIC_COLUMNS[sort_metric]
@@ -74,9 +84,14 @@ def _build_columns(rows: Sequence[Row], sort_metric: str) -> dict[str, Callable[
     return columns
 
 
-def _format_accuracy(row: Row) -> str:
-    low, high = row["accuracy_interval"]
-    return f"{100 * row['metrics']['accuracy']:.1f} ({100 * low:.1f}-{100 * high:.1f})"
+def find_compared_metric(row: Row) -> str:
+    """Return the metric with an interval, by which the differences of backbones are judged."""
+    return next(name for name in _COMPARED_METRICS if name in row["metrics"])
+
+
+def _format_interval(row: Row, metric: str) -> str:
+    low, high = row[f"{metric}_interval"]
+    return f"{100 * row['metrics'][metric]:.1f} ({100 * low:.1f}-{100 * high:.1f})"
 
 
 def _format_imagenet_error(row: Row) -> str:

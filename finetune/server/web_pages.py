@@ -7,12 +7,18 @@ from typing import Any
 from finetune.server.answer_keys import list_answer_keys
 from finetune.server.error_responses import EVERYWHERE
 
+_MODULES = (
+    "page", "answers", "elements", "model_section", "photo_inputs", "predictions", "requests",
+    "served_model", "token_form",
+)  # fmt: skip
+"""Modules of the page to try a model; the first one imports the others."""
+
 _ASSETS = {
     # the look of the report
     "report.css": ("finetune.report", "text/css"),
     "page.css": ("finetune.server", "text/css"),
-    "page.js": ("finetune.server", "text/javascript"),
     "theme.js": ("finetune.report", "text/javascript"),
+    **{f"{name}.js": ("finetune.server", "text/javascript") for name in _MODULES},
 }
 
 

@@ -1,6 +1,8 @@
 """Tests of the description of a model, its samples, metrics and pages, and of what they refuse."""
 
 import json
+import re
+from importlib.resources import files
 
 import pytest
 
@@ -158,6 +160,23 @@ def test_head_is_answered_as_get_without_the_content(start: Starter, path: str) 
     assert (answer.status_code, answer.content) == (200, b"")
     assert answer.headers["content-type"] == client.get(path).headers["content-type"]
     assert "head" not in client.get("/openapi.json").json()["paths"].get(path, {})
+
+
+def test_page_loads_what_the_server_has_and_nothing_from_elsewhere(start: Starter) -> None:
+    client = start()
+    found = {"./assets/page.js"}
+    pending = re.findall(r'(?:src|href)="(assets/[^"]+)"', client.get("/").text)
+    assert "assets/page.js" in pending
+    while pending:
+        answer = client.get(f"/{pending.pop()}")
+        assert answer.status_code == 200
+        modules = re.findall(r'^import [^"]*"([^"]+)";$', answer.text, re.MULTILINE)
+        assert all(name.startswith("./") for name in modules)
+        pending += [f"assets/{name[2:]}" for name in modules if name not in found]
+        found |= set(modules)
+    folder = files("finetune.server") / "assets"
+    scripts = {f"./{one.name}" for one in folder.iterdir() if one.name.endswith(".js")}
+    assert {name.replace("assets/", "") for name in found} == scripts  # each is used
 
 
 def test_wrong_method_names_the_right_one(start: Starter) -> None:

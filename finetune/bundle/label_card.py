@@ -1,7 +1,7 @@
 """Thresholds of a multi-label model on its model card and in its README."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from finetune.bundle.model_page.escape_text import escape_markdown
@@ -25,12 +25,15 @@ def parse_thresholds(values: Any, num_labels: int) -> tuple[float, ...] | None:
     return thresholds
 
 
-def render_thresholds(classes: Sequence[str], thresholds: Sequence[float] | None) -> str:
+def render_thresholds(
+    classes: Sequence[str], thresholds: Sequence[float] | None, *, facts: Mapping[str, Any]
+) -> str:
     """Return the paragraph and the table of thresholds in Markdown; "" without any.
 
     Args:
         classes: Label names in index order.
         thresholds: Probability from which each label is predicted.
+        facts: Facts of the model card, which tell what chose the thresholds.
     """
     if thresholds is None:
         return ""
@@ -40,6 +43,15 @@ def render_thresholds(classes: Sequence[str], thresholds: Sequence[float] | None
     )
     return (
         f"An image has any number of labels: each has a probability of its own (a sigmoid, not a "
-        f"softmax), and is predicted from its threshold on. The thresholds have the highest F1 on "
-        f"the validation images.\n\n| label | threshold |\n|---|---|\n{rows}\n"
+        f"softmax), and is predicted from its threshold on. The thresholds "
+        f"{_describe_origin(facts)}.\n\n| label | threshold |\n|---|---|\n{rows}\n"
     )
+
+
+def _describe_origin(facts: Mapping[str, Any]) -> str:
+    """Return what the thresholds are, to follow the word as its verb."""
+    if "cross_validation" in facts:
+        return "have the highest F1 on the held-out images of the folds"
+    if "ensemble" in facts:
+        return "are the means of those of the members"
+    return "have the highest F1 on the validation images"

@@ -15,6 +15,7 @@ from finetune.commands.demo.class_ranges import parse_transfer
 from finetune.commands.demo.transfer_figure import draw_transfer_figure
 from finetune.commands.demo.transfer_images import choose_sizes, select_images, split_test
 from finetune.commands.demo.transfer_result import TransferResult, TransferRow, TransferSpec
+from finetune.commands.distinct_messages import DistinctMessageReporter
 from finetune.commands.fit.fit import fit
 from finetune.commands.fit.single_run import FitResult
 from finetune.commands.prepare_data import build_table_options
@@ -59,19 +60,6 @@ _TABLE_KEYS = (
 """Keys that find the images; those of the runs are listed in CSVs."""
 
 _STATE_FILE = "transfer.json"
-
-
-class _WarningsOnly(Reporter):
-    """Reporter that passes on each warning once, and nothing else."""
-
-    def __init__(self, reporter: Reporter) -> None:
-        self._reporter = reporter
-        self._shown: set[str] = set()
-
-    def warn(self, message: str) -> None:
-        if message not in self._shown:
-            self._shown.add(message)
-            self._reporter.warn(message)
 
 
 def run_transfer(
@@ -141,7 +129,7 @@ class _Runs:
         self._pool = pool
         self._test = test
         self._reporter = reporter
-        self._quiet = _WarningsOnly(reporter)
+        self._quiet = DistinctMessageReporter(reporter, warnings_only=True)
         self._sizes = choose_sizes(spec.images_per_class, pool, target)
         self._done = 0
 

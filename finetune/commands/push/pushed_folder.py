@@ -15,8 +15,8 @@ from finetune.bundle.model_page.weights_origin import (
     find_weights_origin,
 )
 from finetune.bundle.shared_card import remove_local_paths
+from finetune.commands.distinct_messages import DistinctMessageReporter
 from finetune.commands.export.export import export
-from finetune.commands.push.distinct_messages import DistinctMessageReporter
 from finetune.commands.push.pushed_record import write_record
 from finetune.errors import ConfigError
 from finetune.exporters.parity import PARITY_FILE

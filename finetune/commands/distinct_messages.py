@@ -1,4 +1,4 @@
-"""Reporter of several exports of one model, which have messages in common."""
+"""Reporter of work on several models or runs, which have messages in common."""
 
 from finetune.types import Reporter
 
@@ -8,17 +8,19 @@ class DistinctMessageReporter(Reporter):
 
     Args:
         reporter: Receiver of what remains.
+        warnings_only: Whether nothing but warnings is shown.
     """
 
-    def __init__(self, reporter: Reporter) -> None:
+    def __init__(self, reporter: Reporter, *, warnings_only: bool = False) -> None:
         self._reporter = reporter
+        self._other = Reporter() if warnings_only else reporter
         self._seen: set[str] = set()
 
     def note(self, message: str) -> None:
         """Show a message once."""
         if message not in self._seen:
             self._seen.add(message)
-            self._reporter.note(message)
+            self._other.note(message)
 
     def warn(self, message: str) -> None:
         """Show a warning once."""
@@ -28,12 +30,12 @@ class DistinctMessageReporter(Reporter):
 
     def start(self, task: str, total: int) -> None:
         """Start a progress bar."""
-        self._reporter.start(task, total)
+        self._other.start(task, total)
 
     def advance(self, steps: int = 1) -> None:
         """Advance the progress bar."""
-        self._reporter.advance(steps)
+        self._other.advance(steps)
 
     def finish(self) -> None:
         """Close the progress bar."""
-        self._reporter.finish()
+        self._other.finish()

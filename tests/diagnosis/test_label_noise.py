@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from finetune.diagnosis.label_noise import estimate_label_noise, estimate_multi_label_noise
-from finetune.diagnosis.rules.data_rules import MIN_NOISE_GAIN
+from finetune.diagnosis.rules.label_rules import MIN_NOISE_GAIN
 
 
 def _draw(

@@ -124,6 +124,8 @@ def ensemble_to_json(
             {"folder": get_member_folder(number), "backbone": member.backbone, "weight": weight}
             for number, (member, weight) in enumerate(zip(cards, weights, strict=True))
         ],
+        # for those that read the card alone: the model has those of its members
+        **({} if card.thresholds is None else {"thresholds": list(card.thresholds)}),
         "facts": dict(card.facts),
     }
 

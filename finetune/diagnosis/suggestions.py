@@ -42,13 +42,10 @@ def suggest_regularization(evidence: RunEvidence) -> str:
 
 
 def suggest_division(evidence: RunEvidence) -> str:
-    """Return the option that divides the images anew; empty for a cross-validation and its folds.
-
-    Folds are stratified by one class of each image, and refuse several labels.
-    """
+    """Return the option that divides the images anew; empty for cross-validations and folds."""
     if evidence.settings.get("cross_validation.num_folds") is not None:
         return ""
-    return "data.split_seed=1" if evidence.data.is_multi_label else "cross_validation.num_folds=5"
+    return "cross_validation.num_folds=5"
 
 
 def suggest_balance(evidence: RunEvidence) -> str:

@@ -164,7 +164,7 @@ def test_multi_label_run_is_judged_by_images_that_are_right_in_all_labels() -> N
 def test_option_of_an_easier_validation_applies_to_multi_label_images() -> None:
     finding = _RULE_OF["easier_validation"].find(create_label_scores(0.7, 0.95))
     assert finding is not None
-    assert finding.option == "data.split_seed=1"
+    assert finding.option == "cross_validation.num_folds=5"
     assert finding.sentence.startswith(
         "The mean average precision of 200 validation images is 95.0%, but that of 200 training "
         "images that are measured alike only 70.0%: at least "

@@ -12,7 +12,7 @@ from finetune.report.split_metrics import measure_split
 from finetune.units import format_count, format_millions
 
 OUT_OF_FOLD = "out_of_fold"
-_IMAGE_MEANS = ("accuracy", "loss")
+_IMAGE_MEANS = ("accuracy", "subset_accuracy", "loss")
 _SPLIT_NAMES = {
     "train": "training",
     "val": "validation",

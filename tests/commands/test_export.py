@@ -150,7 +150,7 @@ def test_export_without_parity_removes_folder(
     trained: FitResult, insects: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # a zero tolerance fails on the small differences between the two resizing implementations
-    monkeypatch.setattr("finetune.commands.export.export.EXACT", ParityLimits(0.0, 1.0))
+    monkeypatch.setattr("finetune.commands.export.checked_files.EXACT", ParityLimits(0.0, 1.0))
     with pytest.raises(ModelError, match=str(tmp_path / "model")):
         finetune.export(trained.run_dir, tmp_path / "model", images=insects)
     assert list_names(tmp_path) == []

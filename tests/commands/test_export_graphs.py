@@ -26,7 +26,7 @@ from finetune.inference.predictor import Predictor
 from tests.support.helpers import list_names
 
 if TYPE_CHECKING:
-    from finetune.commands.export.export import ExportResult
+    from finetune.commands.export.export_result import ExportResult
     from finetune.commands.fit.fit import FitResult
 
 pytestmark = pytest.mark.runs

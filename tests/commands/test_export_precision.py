@@ -21,7 +21,7 @@ from finetune.types import Reporter
 from tests.support.helpers import list_names
 
 if TYPE_CHECKING:
-    from finetune.commands.export.export import ExportResult
+    from finetune.commands.export.export_result import ExportResult
     from finetune.commands.fit.fit import FitResult
 
 pytestmark = pytest.mark.runs

@@ -1,11 +1,8 @@
 """Export of a model to another library, verified against the evaluated model."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
 
 from finetune.bundle.bundle import ModelBundle
 from finetune.bundle.runtimes.runtime_models import is_exported_network
@@ -13,88 +10,25 @@ from finetune.bundle.shared_card import remove_local_paths
 from finetune.commands.ensembles.combined_model import list_members, load_models, to_paths
 from finetune.commands.ensembles.exported_ensemble import evaluate_held_out
 from finetune.commands.ensembles.soup import cook_soup
-from finetune.commands.export.output_folder import choose_output, write_output
+from finetune.commands.export.checked_files import write_checked, write_smaller
+from finetune.commands.export.export_result import ExportResult
+from finetune.commands.export.output_folder import choose_output
 from finetune.commands.export.parity_images import (
     NUM_ACCURACY_IMAGES,
     NUM_PARITY_IMAGES,
-    ParityImages,
     select_parity_images,
 )
-from finetune.commands.export.smaller_file import add_calibration_images, write_smaller_file
-from finetune.commands.target_prior import apply_prior, prior_to_json
-from finetune.errors import ConfigError, FinetuneError, ModelError
+from finetune.commands.export.smaller_file import add_calibration_images
+from finetune.commands.target_prior import apply_prior
+from finetune.errors import ConfigError
 from finetune.exporters.export_formats import (
     DEFAULT_FORMAT,
-    ExportFormat,
     ExportOptions,
     check_options,
     get_format,
     resolve_max_drop,
 )
-from finetune.exporters.parity import (
-    EXACT,
-    OWN_PREPROCESSING,
-    Parity,
-    ParityLimits,
-    check_parity,
-    measure_parity,
-    write_parity,
-)
-from finetune.exporters.quantization.comparison import PrecisionComparison
-from finetune.inference.predictor import Predictor
 from finetune.types import Reporter, StrPath
-
-
-@dataclass(frozen=True, slots=True)
-class ExportResult:
-    """Exported folder, and its parity with the evaluated model.
-
-    Attributes:
-        output: Exported folder.
-        export_format: Format of its files.
-        options: What the files do, and in which numbers.
-        parity: Result of the parity check; None without images to check on.
-        prior: JSON description of the target class prior, see ``prior_to_json``.
-        members: Path and weight of each member of an ensemble; empty for one network.
-        soup: How runs were averaged to one network, see ``cook_soup``; None if they were not.
-        parity_split: Split of the run whose images were compared; None for other images.
-        comparison: Comparison of an int8 or fp16 file with that in fp32; None for one in fp32.
-    """
-
-    output: Path
-    export_format: ExportFormat
-    options: ExportOptions
-    parity: Parity | None
-    prior: Mapping[str, Any]
-    members: tuple[tuple[str, float], ...] = ()
-    soup: Mapping[str, Any] | None = None
-    parity_split: str | None = None
-    comparison: PrecisionComparison | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return JSON values."""
-        is_folder = bool(self.members) and self.export_format.name == DEFAULT_FORMAT
-        return {
-            "output": str(self.output),
-            "format": "ensemble" if is_folder else self.export_format.name,
-            "runtime": self.export_format.runtime,
-            "includes_preprocessing": self.options.includes_preprocessing,
-            "precision": self.options.precision,
-            "files": sorted(file.name for file in self.output.iterdir()),
-            "members": [{"model": path, "weight": weight} for path, weight in self.members],
-            "soup": None if self.soup is None else dict(self.soup),
-            "prior": dict(self.prior),
-            "parity": self.parity_to_json(),
-        }
-
-    def parity_to_json(self) -> dict[str, Any] | None:
-        """Return the parity as JSON values, with a comparison of precisions; None without any."""
-        if self.parity is None:
-            return None
-        tree = {**self.parity.to_json(), "split": self.parity_split}
-        if self.comparison is None:
-            return tree
-        return {**tree, "comparison": self.comparison.to_json()}
 
 
 def export(
@@ -186,123 +120,10 @@ def export(
         parity_images.split,
     )
     if is_smaller:
-        return _write_smaller(
+        return write_smaller(
             bundle, result, parity_images, max_drop=max_drop, prior=prior, reporter=reporter
         )
-    return _write_checked(bundle, result, parity_images, prior=prior, reporter=reporter)
-
-
-def _write_smaller(
-    bundle: ModelBundle,
-    result: ExportResult,
-    images: ParityImages,
-    *,
-    max_drop: float,
-    prior: str | None,
-    reporter: Reporter,
-) -> ExportResult:
-    """Write a model in fp16 or int8; the folder appears if it loses no more than is allowed.
-
-    Raises:
-        DataError: An image cannot be read.
-        ModelError: The written model loses more.
-        StorageError: The disk is full, read-only or fails.
-    """
-    with write_output(result.output) as temporary:
-        written = write_smaller_file(
-            bundle,
-            temporary,
-            result.export_format,
-            result.options,
-            images=images,
-            max_drop=max_drop,
-            limits=_get_limits(result.options),
-            name=str(result.output),
-            reporter=reporter,
-        )
-        result = replace(
-            result,
-            parity=written.parity,
-            prior=prior_to_json(written.card, requested=prior),
-            comparison=written.comparison,
-        )
-        write_parity(temporary, result.parity_to_json() or {})
-    return result
-
-
-def _get_limits(options: ExportOptions) -> ParityLimits:
-    """Return the limits of the parity check of a file in fp32."""
-    return OWN_PREPROCESSING if options.includes_preprocessing else EXACT
-
-
-def _write_checked(
-    bundle: ModelBundle,
-    result: ExportResult,
-    images: ParityImages,
-    *,
-    prior: str | None,
-    reporter: Reporter,
-) -> ExportResult:
-    """Write a model and compare it; the folder appears if it is the same as the evaluated one.
-
-    Raises:
-        DataError: An image cannot be read.
-        ModelError: The written model differs.
-        StorageError: The disk is full, read-only or fails.
-    """
-    module = result.export_format.load_module()
-    with write_output(result.output) as temporary:
-        card = module.write_model(bundle, temporary, result.options, reporter)
-        result = replace(result, prior=prior_to_json(card, requested=prior))
-        if images.files:
-            reporter.start("checking parity", 1)
-            parity = _compare(bundle, temporary, images, result)
-            reporter.finish()
-            result = replace(result, parity=parity)
-            write_parity(temporary, result.parity_to_json() or {})
-    if not images.files:
-        reporter.warn(
-            "parity was not checked: the images of the run are missing or unknown. Give images "
-            "with --images FOLDER"
-        )
-    return result
-
-
-def _compare(
-    bundle: ModelBundle, folder: Path, images: ParityImages, result: ExportResult
-) -> Parity:
-    """Return the parity of a written model with the evaluated one.
-
-    Raises:
-        ModelError: They differ.
-    """
-    expected = Predictor(bundle, device="cpu").predict_proba(images.files)
-    actual = _predict_files(folder, images, result)
-    limits = _get_limits(result.options)
-    parity = measure_parity(
-        actual, expected, card=bundle.card, targets=images.targets, limits=limits
-    )
-    check_parity(parity, name=str(result.output), limits=limits)
-    return parity
-
-
-def _predict_files(folder: Path, images: ParityImages, result: ExportResult) -> Tensor:
-    """Return the probabilities of written files, run by their own runtime, shape (N, K).
-
-    Raises:
-        DataError: An image cannot be read.
-        ModelError: The runtime cannot run the files.
-    """
-    try:
-        return result.export_format.load_module().predict_files(folder, images.files)
-    except FinetuneError:
-        raise
-    except Exception as error:  # runtimes raise errors of any type
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise ModelError(
-            f"{result.export_format.runtime} cannot run {result.output} on images that are "
-            f"prepared as its metadata say: {reason}. Do not use this export; please report it."
-        ) from error
+    return write_checked(bundle, result, parity_images, prior=prior, reporter=reporter)
 
 
 def _check_is_trained(bundle: ModelBundle) -> None:

@@ -1,6 +1,6 @@
 """Gain of the best trial over the default settings, on images that chose nothing."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,22 @@ from finetune.bundle.model_card import read_card_json
 from finetune.config.schema import Config
 from finetune.data.manifest import Manifest
 from finetune.data.training_data import group_samples
+from finetune.evaluation.multi_label.label_metrics import MEAN_AVERAGE_PRECISION
+from finetune.evaluation.multi_label.paired_labels import compare_paired_labels
 from finetune.evaluation.paired_comparison import PairedComparison, compare_paired
 from finetune.inference.predictor import Predictor
 from finetune.system.hardware import prepare_accelerator
 from finetune.system.run_folder import RunFolder
-from finetune.types import Reporter, Split
+from finetune.types import Reporter, Sample, Split
 from finetune.units import format_count
 
-METRIC_NAMES = {"accuracy": "accuracy", "macro_f1": "macro F1", "loss": "log loss"}
+METRIC_NAMES = {
+    "accuracy": "accuracy",
+    "macro_f1": "macro F1",
+    "loss": "log loss",
+    MEAN_AVERAGE_PRECISION: "mean average precision",
+    "subset_accuracy": "subset accuracy",
+}
 """Compared metrics and their names in sentences."""
 
 _BATCH_SIZE = 32
@@ -54,7 +62,10 @@ class TuneGain:
         """
         if self.monitor.endswith("loss"):
             return "loss"
-        return "accuracy" if self.monitor == "accuracy" else "macro_f1"
+        differences = self.held_out.differences
+        if self.monitor in differences:
+            return self.monitor
+        return MEAN_AVERAGE_PRECISION if MEAN_AVERAGE_PRECISION in differences else "macro_f1"
 
     @property
     def verdict(self) -> str:
@@ -104,12 +115,13 @@ def measure_gain(
         reporter: Receiver of progress.
 
     Returns:
-        The comparison; None if every held-out image has a duplicate in training or validation.
+        The comparison; None if every held-out image has a duplicate in training or validation, or
+        none of the others has a label.
     """
     test = manifest.get_samples(Split.TEST)
     rows = find_rows_without_leaks(manifest, manifest.resolve_paths(test))
     kept = test if rows is None else [test[row] for row in rows]
-    if not kept:
+    if not kept or not any(sample.class_names for sample in kept):
         return None
     tables = {}
     for split, samples in ((Split.TEST, kept), (Split.VAL, manifest.get_samples(Split.VAL))):
@@ -119,15 +131,36 @@ def measure_gain(
             _predict(folder, paths, config, reporter) for folder in (default_dir, best_dir)
         )
         reporter.finish()
-        labels = np.asarray(manifest.encode_labels(samples), np.int64)
-        groups = group_samples(samples)
-        tables[split] = compare_paired(default, best, labels, seed=seed, groups_N=groups)
+        tables[split] = _compare(default, best, manifest, samples, seed)
     return TuneGain(
         tables[Split.TEST],
         tables[Split.VAL],
         len(test) - len(kept),
         monitor,
         all(_is_calibrated(folder) for folder in (default_dir, best_dir)),
+    )
+
+
+def _compare(
+    default: "_Predictions",
+    best: "_Predictions",
+    manifest: Manifest,
+    samples: Sequence[Sample],
+    seed: int,
+) -> PairedComparison:
+    """Return the paired comparison of two models on images, of one class or of any labels each."""
+    tables = (default.probabilities, best.probabilities)
+    targets, groups = manifest.encode_targets(samples), group_samples(samples)
+    if targets.ndim == 1:
+        return compare_paired(*tables, targets.astype(np.int64), seed=seed, groups_N=groups)
+    assert default.thresholds is not None, "a multi-label model"
+    assert best.thresholds is not None, "a multi-label model"
+    return compare_paired_labels(
+        *tables,
+        targets > 0,
+        thresholds=(default.thresholds, best.thresholds),
+        seed=seed,
+        groups_N=groups,
     )
 
 
@@ -205,10 +238,16 @@ def describe_differences(
     return lines
 
 
-def _predict(
-    run_dir: Path, paths: list[Path], config: Config, reporter: Reporter
-) -> NDArray[np.float64]:
-    """Return the class probabilities of a run's model, shape (N, K)."""
+@dataclass(frozen=True, slots=True)
+class _Predictions:
+    """Probabilities of images, shape (N, K), and the thresholds of a multi-label model."""
+
+    probabilities: NDArray[np.float64]
+    thresholds: Sequence[float] | None
+
+
+def _predict(run_dir: Path, paths: list[Path], config: Config, reporter: Reporter) -> _Predictions:
+    """Return the predictions of a run's model."""
     workers = config.data.num_workers
     predictor = Predictor(
         load_model(run_dir),
@@ -219,8 +258,7 @@ def _predict(
     )
     logits = predictor.predict_logits(paths, on_batch=reporter.advance)
     probabilities: torch.Tensor = predictor.compute_probabilities(logits)
-    table: NDArray[np.float64] = probabilities.double().numpy()
-    return table
+    return _Predictions(probabilities.double().numpy(), predictor.card.thresholds)
 
 
 def _join(names: list[str]) -> str:

@@ -1,16 +1,17 @@
 """Images that a search never sees, on which its gain over the default settings is reported."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Literal
 
 from finetune.config.load import get_explicit_values, replace_values
 from finetune.config.schema import Config
 from finetune.data.manifest import Manifest
+from finetune.data.multi_label.iterative_split import split_multi_label
 from finetune.data.split import find_drawn_splits, stratified_split
 from finetune.data.training_data import group_samples
 from finetune.errors import ConfigError
-from finetune.types import Split
+from finetune.types import Sample, Split
 from finetune.units import format_count, format_percent
 
 DEFAULT_TEST_FRACTION = 0.2
@@ -55,22 +56,18 @@ def halve_validation(manifest: Manifest, *, seed: int) -> Manifest:
     """Return the manifest with half of its validation images as test images.
 
     The halves have every class in the same proportion, groups and duplicates stay together, and a
-    class with a single image stays in the validation split.
+    class with a single image stays in the validation split. Those of multi-label images are drawn
+    by iterative stratification.
 
     Args:
         manifest: Images with training and validation splits only.
         seed: Seed of the draw.
     """
     samples = manifest.get_samples(Split.VAL)
-    groups = group_samples(samples)
-    parts = stratified_split(
-        [sample.label for sample in samples],
-        val_fraction=0.5,
-        seed=seed,
-        duplicate_groups=[
-            str(group) if sum(groups == group) > 1 else "" for group in groups.tolist()
-        ],
-        min_images=1,
+    parts = (
+        split_multi_label(samples, val_fraction=0.5, seed=seed)
+        if manifest.is_multi_label
+        else _halve_classes(samples, seed)
     )
     held_out = {
         sample.path for sample, part in zip(samples, parts, strict=True) if part is Split.VAL
@@ -81,6 +78,20 @@ def halve_validation(manifest: Manifest, *, seed: int) -> Manifest:
             replace(sample, split=Split.TEST) if sample.path in held_out else sample
             for sample in manifest.samples
         ),
+    )
+
+
+def _halve_classes(samples: Sequence[Sample], seed: int) -> list[Split]:
+    """Return a split for each image of one class, validation for the half that is set aside."""
+    groups = group_samples(samples)
+    return stratified_split(
+        [sample.label for sample in samples],
+        val_fraction=0.5,
+        seed=seed,
+        duplicate_groups=[
+            str(group) if sum(groups == group) > 1 else "" for group in groups.tolist()
+        ],
+        min_images=1,
     )
 
 

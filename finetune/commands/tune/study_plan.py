@@ -15,11 +15,11 @@ from finetune.commands.tune.hold_out import (
     remove_hold_out,
 )
 from finetune.commands.tune.space.default_space import build_default_space, find_default_value
+from finetune.commands.tune.space.label_space import check_choices, choose_shared_monitor
 from finetune.commands.tune.space.search_space import SearchDimension, format_value
 from finetune.commands.tune.study_folder import StudySettings
 from finetune.config.auto import get_config_value
 from finetune.config.load import diff_from_defaults, replace_values
-from finetune.config.multi_label import refuse_multi_label
 from finetune.config.schema import Config
 from finetune.data.manifest import Manifest
 from finetune.data.scan import scan
@@ -62,6 +62,7 @@ class StudyPlan:
             "study_dir": str(self.path),
             "data": self.settings.data,
             "num_classes": len(manifest.classes),
+            "is_multi_label": manifest.is_multi_label,
             "num_images": {split.value: len(manifest.get_samples(split)) for split in Split},
             "hold_out": self.hold_out,
             "backbone": self.config.model.backbone,
@@ -108,17 +109,16 @@ def plan_study(
     given = {sample.split for sample in scanned.samples}
     split_config, origin = choose_hold_out(config, given)
     base, data = load_run_data(split_config, reporter)
-    refuse_multi_label(
-        "finetune tune",
-        is_multi_label=data.manifest.is_multi_label,
-        remedy="Use finetune fit, once for each setting to compare.",
-    )
     if origin == "half":
         data = replace(data, manifest=halve_validation(data.manifest, seed=config.split_seed))
     _check_hold_out(data.manifest)
     base = replace_values(base, {"output": None})
+    monitor = choose_shared_monitor(config, given_space) if data.manifest.is_multi_label else None
+    if monitor is not None:
+        base = replace_values(base, {"checkpoint.monitor": monitor})
     training = build_training(base, remove_hold_out(data.manifest))
     _check_task(training)
+    check_choices(given_space, training.config, training.facts)
     space = _merge_spaces(training, config, given_space, extends_default=extends_default)
     settings = StudySettings(
         num_trials=num_trials,
@@ -128,7 +128,10 @@ def plan_study(
         hold_out=origin,
         test_fraction=base.data.test_fraction if origin == "drawn" else 0.0,
         data=str(data_path.resolve()),
-        overrides=_collect_overrides(config, base),
+        overrides={
+            **_collect_overrides(config, base),
+            **({} if monitor is None else {"checkpoint.monitor": monitor}),
+        },
         defaults={
             dimension.key: find_default_value(training, dimension.key) for dimension in space
         },
@@ -141,9 +144,9 @@ def plan_study(
 def build_plan_rows(plan: StudyPlan) -> dict[str, str]:
     """Return the rows of a plan for the console: name to text."""
     tree, settings = plan.to_json(), plan.settings
-    counts = tree["num_images"]
+    counts, kind = tree["num_images"], "label" if tree["is_multi_label"] else "class"
     return {
-        "data": f"{settings.data}: {format_count(tree['num_classes'], 'class')}, "
+        "data": f"{settings.data}: {format_count(tree['num_classes'], kind)}, "
         f"{format_count(counts['train'], 'training image')}, "
         f"{format_count(counts['val'], 'validation image')}",
         "gain on": plan.hold_out,
@@ -192,19 +195,20 @@ def _check_hold_out(manifest: Manifest) -> None:
             "No image is left to measure what the search gains: no class has two validation images "
             "that are not duplicates of each other. Add images, or a test split."
         )
+    for split in (Split.VAL, Split.TEST):
+        if manifest.is_multi_label and not any(s.labels for s in manifest.get_samples(split)):
+            raise DataError(
+                f"No {split.value} image has a label, so that no average precision compares the "
+                f"trials. Add images with labels, or leave the splits out."
+            )
 
 
 def _check_task(training: Training) -> None:
-    """Check that trials have epochs, and one class for each image.
+    """Check that trials have epochs.
 
     Raises:
-        ConfigError: The run is a linear probe only, or its images have any number of labels.
+        ConfigError: The run is a linear probe only.
     """
-    if training.facts.is_multi_label:
-        raise ConfigError(
-            "data.task=multi_label cannot be used with tune: its report compares the classes of "
-            "two models. Compare runs of finetune fit on the test split instead."
-        )
     if training.is_probe_only:
         raise ConfigError(
             "unfreeze.name=linear_probe cannot be used with tune: the probe's only setting, its "

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from finetune.commands.tune.best_config import format_best_config
-from finetune.commands.tune.gain import TuneGain, summarize_gain
+from finetune.commands.tune.gain import METRIC_NAMES, TuneGain, summarize_gain
 from finetune.commands.tune.study_folder import StudyFolder, StudySettings
 from finetune.commands.tune.trials.trial_queue import TrialQueue
 from finetune.commands.tune.trials.trial_row import TrialRow, find_best, format_trials_csv
+from finetune.evaluation.multi_label.label_metrics import MEAN_AVERAGE_PRECISION
 from finetune.system.files import write_text
 from finetune.units import format_count
 
@@ -93,7 +94,7 @@ class TuneResult:
         if not self.best.is_default:
             return (
                 "The gain cannot be measured: every held-out image has a duplicate in training or "
-                "validation, or the trial with the default settings has not completed."
+                "validation, or no label, or the trial with the default settings has not completed."
             )
         states = {row.state for row in self.trials if not row.is_default} - {"running"}
         if not states:
@@ -180,12 +181,13 @@ def _build_heading(result: TuneResult, best: TrialRow) -> list[str]:
     ]
     if result.gain is not None:
         diff = result.gain.held_out.differences
-        loss, accuracy = diff["loss"], diff["accuracy"]
+        name = "accuracy" if "accuracy" in diff else MEAN_AVERAGE_PRECISION
+        loss, rate = diff["loss"], diff[name]
         lines += [
             f"Gain over the default settings on {result.gain.held_out.num_images} held-out images "
             f"(95% interval):",
-            f"accuracy {100 * accuracy.difference:+.1f} points ({100 * accuracy.low:+.1f} to "
-            f"{100 * accuracy.high:+.1f}), log loss {loss.difference:+.4f} ({loss.low:+.4f} to "
+            f"{METRIC_NAMES[name]} {100 * rate.difference:+.1f} points ({100 * rate.low:+.1f} to "
+            f"{100 * rate.high:+.1f}), log loss {loss.difference:+.4f} ({loss.low:+.4f} to "
             f"{loss.high:+.4f}).",
         ]
     fraction = settings.test_fraction

@@ -42,7 +42,8 @@ from finetune.commands.diagnosis.card_facts import record_card_facts
 from finetune.commands.diagnosis.fit_diagnosis import write_diagnosis
 from finetune.commands.early_checks.named_files import check_shared_folder
 from finetune.commands.fit.process_group import open_rendezvous
-from finetune.commands.fit.resume import build_resume_config, is_complete, suggest_resume
+from finetune.commands.fit.resume import build_resume_config, suggest_resume
+from finetune.commands.fit.run_progress import is_complete
 from finetune.commands.fit.single_run import (
     FitResult,
     build_result,

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.builders import Training, build_training
-from finetune.commands.fit.resume import build_resume_config, is_complete
+from finetune.commands.fit.resume import build_resume_config
+from finetune.commands.fit.run_progress import is_complete
 from finetune.commands.stored_run import read_stored_config, read_stored_manifest
 from finetune.config.load import dump_config, replace_values
 from finetune.config.schema import Config

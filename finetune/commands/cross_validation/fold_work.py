@@ -8,13 +8,8 @@ from typing import Any
 from finetune.commands.cross_validation.fold_plan import prepare_cross_validation
 from finetune.commands.cross_validation.fold_runs import CrossValidation, open_cross_validation
 from finetune.commands.cross_validation.refit import check_refit, get_refit_run
-from finetune.commands.fit.resume import (
-    build_resume_config,
-    collect_overrides,
-    describe_resume_point,
-    find_existing_run,
-    is_complete,
-)
+from finetune.commands.fit.resume import build_resume_config, collect_overrides, find_existing_run
+from finetune.commands.fit.run_progress import describe_resume_point, is_complete
 from finetune.commands.report.run_session import SessionRecorder
 from finetune.commands.stored_run import check_files_exist, read_stored_config
 from finetune.config.load import diff_configs, dump_config, replace_values

@@ -14,11 +14,7 @@ from finetune.commands.cross_validation.cross_validate import (
 )
 from finetune.commands.fit.prepare import prepare_run
 from finetune.commands.fit.process_group import open_rendezvous
-from finetune.commands.fit.resume import (
-    build_resume_config,
-    collect_overrides,
-    find_existing_run,
-)
+from finetune.commands.fit.resume import build_resume_config, collect_overrides, find_existing_run
 from finetune.commands.fit.run_tracking.sweep_run import adopt_sweep_run
 from finetune.commands.fit.run_tracking.tracker_table import check_trackers
 from finetune.commands.fit.single_run import (

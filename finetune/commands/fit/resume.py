@@ -1,4 +1,4 @@
-"""Resumption of a run: what is complete, which settings may change, objects from its folder."""
+"""Resumption of a run: which settings may change, and objects from its folder."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,10 +9,8 @@ from finetune.builders import (
     Training,
     build_training,
     compute_images_per_epoch,
-    find_final_imbalance_phases,
 )
 from finetune.bundle.model_card import CARD_KEY, ModelCard
-from finetune.commands.measurement.refit_choice import read_refit_choice
 from finetune.commands.prepare_data import resolve_data_path, resolve_if_path
 from finetune.commands.stored_run import (
     check_files_exist,
@@ -22,7 +20,6 @@ from finetune.commands.stored_run import (
     read_stored_tree,
 )
 from finetune.config.load import build_config, diff_configs, get_explicit_values
-from finetune.config.resolved import ResolvedConfig
 from finetune.config.schema import Config
 from finetune.data.training_data import TrainingData
 from finetune.distributed.launch import detect_launch
@@ -30,7 +27,6 @@ from finetune.distributed.peer_errors import PeerLostError
 from finetune.errors import ConfigError, RunFolderError
 from finetune.system import run_folder
 from finetune.system.run_folder import RunFolder
-from finetune.training.callbacks.early_stopping import EarlyStop, find_early_stop
 from finetune.training.checkpoint_io import read_checkpoint, read_resume_state, verify_checkpoint
 from finetune.types import Reporter
 from finetune.units import format_count, format_yaml_value
@@ -179,108 +175,6 @@ def rebuild_training(run: RunFolder, config: Config) -> Training:
     manifest = read_stored_manifest(run, config)
     check_files_exist(manifest, manifest.samples)
     return build_training(config, manifest, checkpoint_card=checkpoint_card, is_resumed=True)
-
-
-def describe_phase_shifts(run: RunFolder, training: Training) -> list[str]:
-    """Return a warning for each last phase of the imbalance schedule that a new length shifts.
-
-    Args:
-        run: Run folder, with the config before.
-        training: Training of the resumed run.
-    """
-    state = read_resume_state(run)
-    stored = read_stored_config(run)
-    num_epochs = training.config.trainer.epochs
-    if state is None or stored.trainer.epochs == num_epochs or training.is_probe_only:
-        return []
-    old_phases = find_final_imbalance_phases(ResolvedConfig.from_config(stored), training.data)
-    new_phases = find_final_imbalance_phases(training.config, training.data)
-    warnings = []
-    for part, (setting, start) in new_phases.items():
-        _, old_start = old_phases[part]
-        if start == old_start:
-            continue
-        is_undone = old_start < state.completed_epochs < start
-        return_note = " The epochs until then repeat the phase before it." if is_undone else ""
-        warnings.append(
-            f"{setting}: the last phase starts in epoch {start + 1} of {num_epochs}, and in epoch "
-            f"{old_start + 1} of {stored.trainer.epochs} before. Completed epochs stay as they are."
-            f"{return_note} To apply one schedule to all {num_epochs} epochs, start a new run."
-        )
-    return warnings
-
-
-def describe_resume_point(run: RunFolder, config: ResolvedConfig) -> str:
-    """Return a sentence on where a run resumes.
-
-    Args:
-        run: Run folder.
-        config: Config of the resumed run.
-    """
-    state = read_resume_state(run)
-    if state is None:
-        return _describe_restart(run, config)
-    if state.steps_in_epoch:
-        return (
-            f"Resuming in epoch {state.completed_epochs + 1}, after {state.steps_in_epoch} of its "
-            f"steps."
-        )
-    return f"Resuming after epoch {state.completed_epochs}."
-
-
-def is_complete(run: RunFolder, config: Config) -> bool:
-    """Return whether a run has trained for these epochs and written its bundle.
-
-    A run that stopped early is not complete with a patience that lets it train on.
-    """
-    if not (run.done_marker_path.is_file() and run.bundle_dir.is_dir()):
-        return False
-    if run.done_marker_path.read_text(encoding="utf-8").strip() != str(config.trainer.epochs):
-        return False
-    state = read_resume_state(run)
-    if state is None or state.completed_epochs >= _count_epochs(run, config):
-        return True
-    return find_run_early_stop(run, config) is not None
-
-
-def is_trained(run: RunFolder, config: ResolvedConfig) -> bool:
-    """Return whether a run has completed its last epoch, or its probe if it has no epochs."""
-    if config.is_probe_only:
-        return run.best_checkpoint_path.is_file()
-    state = read_resume_state(run)
-    num_epochs = _count_epochs(run, config)
-    if state is None:
-        return num_epochs == 0 and run.best_checkpoint_path.is_file()
-    if state.completed_epochs >= num_epochs:
-        return True
-    return find_run_early_stop(run, config) is not None
-
-
-def _count_epochs(run: RunFolder, config: Config) -> int:
-    """Return the epochs that a run trains, fewer than its schedule has if folds chose so."""
-    choice = read_refit_choice(run)
-    return int(config.trainer.epochs) if choice is None else choice.num_epochs
-
-
-def find_run_early_stop(run: RunFolder, config: Config) -> EarlyStop | None:
-    """Return when and why a run has stopped before its last epoch; None if it has not."""
-    if not run.last_checkpoint_path.is_file():
-        return None
-    return find_early_stop(
-        read_checkpoint(run.last_checkpoint_path),
-        patience=config.trainer.early_stopping_patience,
-        num_epochs=int(config.trainer.epochs),
-        monitor=f"val/{config.checkpoint.monitor}",
-    )
-
-
-def _describe_restart(run: RunFolder, config: ResolvedConfig) -> str:
-    """Return a sentence on where a run without completed steps resumes."""
-    if config.probe.enabled != "on":
-        return "No checkpoint was saved; starting with the first epoch."
-    if config.is_probe_only and run.best_checkpoint_path.is_file():
-        return "The linear probe is saved; its model remains to be evaluated and written."
-    return "No checkpoint was saved; starting with the linear probe, from cached features."
 
 
 def _has_started(run: RunFolder, stored: Config) -> bool:

@@ -20,12 +20,11 @@ from finetune.commands.fit.micro_batch_reduction import (
 from finetune.commands.fit.plan import build_plan
 from finetune.commands.fit.prepare import note_schedule, prepare_run
 from finetune.commands.fit.process_group import broadcast_run, receive_run
-from finetune.commands.fit.resume import (
+from finetune.commands.fit.resume import rebuild_training, suggest_resume
+from finetune.commands.fit.run_progress import (
     describe_phase_shifts,
     describe_resume_point,
     is_complete,
-    rebuild_training,
-    suggest_resume,
 )
 from finetune.commands.fit.train import train
 from finetune.commands.measurement.measured import discard_measured, read_measured

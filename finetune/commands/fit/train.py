@@ -22,7 +22,7 @@ from finetune.commands.fit.finalize import (
 )
 from finetune.commands.fit.health.network_record import record_end, record_start
 from finetune.commands.fit.process_group import get_device, open_process_group
-from finetune.commands.fit.resume import find_run_early_stop, is_trained
+from finetune.commands.fit.run_progress import find_run_early_stop, is_trained
 from finetune.commands.fit.run_tracking.tracker_table import (
     finish_tracking,
     interrupt_on_error,

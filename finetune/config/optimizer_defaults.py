@@ -37,13 +37,6 @@ WARMUP_FRACTION, MAX_WARMUP_FRACTION = 0.05, 0.3
 WARMUP_STEPS = 30
 """Steps for the warm-up after a linear probe, if ``MAX_WARMUP_FRACTION`` allows for them."""
 
-SETTLING_STEPS = 36
-"""Optimizer steps of a run below which its measured learning rate is lower, in proportion.
-
-The first steps spoil what the head knows of the features, the more the larger they are, and it
-takes some epochs to recover (docs/design/fine-tuning.md, "Few epochs").
-"""
-
 
 def choose_optimizer_values(config: Config, facts: Facts, *, has_probe: bool) -> dict[str, Choice]:
     """Return the choices for learning rates, weight decay and momentum, by dotted key.

@@ -14,12 +14,7 @@ from finetune.builders.optimization.optimizer_factory import build_creator, buil
 from finetune.builders.schedules import build_learning_rates
 from finetune.commands.measurement.measured import apply_measured
 from finetune.config.facts import Choice
-from finetune.config.optimizer_defaults import (
-    HEAD_LR,
-    MOMENTUM,
-    SETTLING_STEPS,
-    UNMEASURED_BACKBONE_LR_SCALE,
-)
+from finetune.config.optimizer_defaults import HEAD_LR, MOMENTUM, UNMEASURED_BACKBONE_LR_SCALE
 from finetune.config.resolved import ResolvedOptimConfig
 from finetune.data.dataset import Batch
 from finetune.data.samplers.epoch_sampler import EpochSampler
@@ -135,15 +130,10 @@ def settle_learning_rate(
 
 
 def measure_learning_rate(
-    training: Training,
-    device: torch.device,
-    *,
-    batches: Sequence[Batch] | None = None,
-    num_steps: int | None = None,
+    training: Training, device: torch.device, *, batches: Sequence[Batch] | None = None
 ) -> dict[str, Choice]:
     """Return the peak learning rate at which a step changes the features by a given fraction.
 
-    That is ``optim.feature_change``, times the fraction of ``SETTLING_STEPS`` that the run has.
     Rank 0 measures it on the first training batches, whole ones, so that it is the same for any
     number of processes. The network must have its fitted head; its weights are left as they are.
 
@@ -152,7 +142,6 @@ def measure_learning_rate(
         device: Device of this rank.
         batches: Batch of each step, then the one whose features are compared; None for the first
             training batches.
-        num_steps: Optimizer steps at the measured rate; None for those of the run.
 
     Raises:
         DataError: A file can no longer be read as before.
@@ -181,18 +170,13 @@ def measure_learning_rate(
         reason = "could not be measured: the features do not change, or are not finite"
         fallback = usual * UNMEASURED_BACKBONE_LR_SCALE[config.optim.name]
         return {"optim.lr": Choice(float(f"{fallback / scale:.2g}"), reason)}
-    if num_steps is None:
-        num_steps = config.trainer.epochs * training.steps_per_epoch
-    target = config.optim.feature_change * min(1.0, num_steps / SETTLING_STEPS)
-    lr = min(_MAX_FACTOR * usual, max(_MIN_FACTOR * usual, target / change))
+    lr = min(_MAX_FACTOR * usual, max(_MIN_FACTOR * usual, config.optim.feature_change / change))
     lr = float(f"{lr:.2g}")
-    few = f"; lower, because the run has {format_count(num_steps, 'step')}, of {SETTLING_STEPS}"
     return {
         "optim.lr": Choice(
             float(f"{lr / scale:.2g}"),
             f"a step of {format_scientific(lr)} changes the features by {change * lr:.0%} of their "
-            f"spread (extrapolated from {format_count(len(step_batches), 'small step')}"
-            f"{few if num_steps < SETTLING_STEPS else ''})",
+            f"spread (extrapolated from {format_count(len(step_batches), 'small step')})",
         )
     }
 

@@ -14,7 +14,7 @@ from finetune.builders import Training
 from finetune.commands.fit.fit import fit as run_fit
 from finetune.commands.measurement.initialization import fit_loss_temperature, measure_learning_rate
 from finetune.commands.stored_run import read_stored_config
-from finetune.config.optimizer_defaults import HEAD_LR, SETTLING_STEPS
+from finetune.config.optimizer_defaults import HEAD_LR
 from finetune.errors import ConfigError
 from finetune.models.head import find_linear_head
 from finetune.system.run_folder import RunFolder
@@ -44,9 +44,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def build_training(data: Path, weights: Path, **more: Any) -> Training:
-    """Return a training of many steps whose head is not zero, as a fitted one."""
-    values = {"trainer__epochs": SETTLING_STEPS, **more}
-    training = create_small_training(data, model__weights=str(weights), **values)
+    """Return a training whose head is not zero, as a fitted one."""
+    training = create_small_training(data, model__weights=str(weights), **more)
     head = find_linear_head(training.module.classifier.network)
     assert head is not None
     torch.nn.init.normal_(head.weight, generator=torch.Generator().manual_seed(0))
@@ -125,22 +124,6 @@ def test_measure_learning_rate_is_proportional_to_feature_change(
     (plain,) = measure_learning_rate(training, CPU).values()
     (choice,) = measure_learning_rate(half, CPU).values()
     assert choice.value == pytest.approx(plain.value / 2, rel=0.06)
-
-
-def test_measure_learning_rate_is_lower_in_proportion_to_few_steps(
-    data: Path, weights: Path, training: Training
-) -> None:
-    few = build_training(data, weights, trainer__epochs=2)
-    num_steps = 2 * few.steps_per_epoch
-    assert num_steps < SETTLING_STEPS
-    (plain,) = measure_learning_rate(training, CPU).values()
-    (choice,) = measure_learning_rate(few, CPU).values()
-    expected = plain.value * num_steps / SETTLING_STEPS
-    assert choice.value == pytest.approx(expected, rel=0.06)
-    assert f"lower, because the run has {num_steps} steps, of {SETTLING_STEPS}" in choice.reason
-    assert "lower, because" not in plain.reason
-    (given,) = measure_learning_rate(few, CPU, num_steps=SETTLING_STEPS).values()
-    assert given == plain
 
 
 def test_feature_change_beside_a_given_rate_raises_config_error(data: Path, weights: Path) -> None:

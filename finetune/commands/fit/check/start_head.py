@@ -12,7 +12,6 @@ from finetune.commands.fit.check.plain_loss import (
     select_images,
 )
 from finetune.commands.measurement.initialization import measure_learning_rate
-from finetune.config.optimizer_defaults import SETTLING_STEPS
 from finetune.data.dataset import Batch
 from finetune.models.head import capture_head_inputs, find_linear_head, set_head
 from finetune.probe.logistic import HeadFitter, LogisticProblem
@@ -72,10 +71,5 @@ def choose_learning_rate(training: Training, batch: Batch) -> tuple[float, str]:
     parts = np.array_split(np.arange(count), 4 if count >= 4 else 1)
     steps = [select_images(batch, rows) for rows in parts]
     compared = select_images(batch, np.arange(count, min(len(batch["label"]), count + 8)))
-    choice = measure_learning_rate(
-        training,
-        training.module.device,
-        batches=[*steps, compared],
-        num_steps=SETTLING_STEPS,  # the check trains until its images are learned
-    )
+    choice = measure_learning_rate(training, training.module.device, batches=[*steps, compared])
     return float(choice["optim.lr"].value), "measured on the images of the check"

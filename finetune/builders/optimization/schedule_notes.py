@@ -1,5 +1,6 @@
-"""Remarks on schedules without effect, or whose learning rates vanish early in the run."""
+"""Remarks on schedules without effect, on learning rates that vanish early, and on few steps."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,13 @@ _EARLY_FRACTION = 0.25
 """Fraction of the run after which rates that stay so small are remarked on."""
 
 _POINTS_PER_EPOCH = 8
+
+_SETTLING_STEPS = 36
+"""Optimizer steps below which fine-tuning rarely gained over its probe, and gained little.
+
+The first steps spoil what the probe knows, the later ones recover it; docs/design/fine-tuning.md
+has the measurements.
+"""
 
 
 def describe_schedule_effect(training: Training) -> str | None:
@@ -55,6 +63,32 @@ def describe_late_unfreezing(training: Training) -> str | None:
         f"unfreeze.name={unfreeze.name} unfreezes no layer of the backbone in these "
         f"{format_count(num_epochs, 'epoch')}: only the head trains. Unfreeze earlier with "
         f"unfreeze.params, or increase trainer.epochs."
+    )
+
+
+def describe_few_steps(training: Training) -> str | None:
+    """Return a sentence on epochs of the user that are too few to gain over the linear probe.
+
+    Args:
+        training: Objects of the run.
+
+    Returns:
+        None for a run with enough steps, whose epochs were chosen, without fine-tuning after a
+        probe, or with a learning rate of the user's own, for which this was not measured.
+    """
+    config = training.config
+    num_steps = config.trainer.epochs * training.steps_per_epoch
+    if training.is_probe_only or training.probe is None or config.optim.lr != "auto":
+        return None
+    if num_steps >= _SETTLING_STEPS or "trainer.epochs" in training.reasons:
+        return None
+    enough = math.ceil(_SETTLING_STEPS / training.steps_per_epoch)
+    return (
+        f"Fine-tuning of {format_count(num_steps, 'step')} "
+        f"({format_count(config.trainer.epochs, 'epoch')}) rarely gains over its linear probe: in "
+        f"measured runs of 6, 12 and 18 steps the test accuracy changed by -0.3, +0.8 and +1.0 "
+        f"points on average, in those of {_SETTLING_STEPS} steps by +2.7. trainer.epochs={enough} "
+        f"makes as many; without trainer.epochs their number suits the images."
     )
 
 

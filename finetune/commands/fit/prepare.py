@@ -14,6 +14,7 @@ from finetune.builders import (
 from finetune.builders.constraints.early_check import check_before_images
 from finetune.builders.constraints.probe_rules import check_probe_settings
 from finetune.builders.optimization.schedule_notes import (
+    describe_few_steps,
     describe_late_unfreezing,
     describe_schedule_effect,
 )
@@ -109,8 +110,9 @@ def load_run_data(config: Config, reporter: Reporter) -> tuple[Config, RunData]:
 
 
 def note_schedule(training: Training, reporter: Reporter) -> None:
-    """Note schedules without effect: of the learning rate, or of unfreezing."""
-    for remark in (describe_schedule_effect(training), describe_late_unfreezing(training)):
+    """Note schedules without effect, of the learning rate or of unfreezing, and few steps."""
+    describers = (describe_schedule_effect, describe_late_unfreezing, describe_few_steps)
+    for remark in (describe(training) for describe in describers):
         if remark is not None:
             reporter.note(remark)
 

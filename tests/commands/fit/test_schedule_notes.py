@@ -10,6 +10,7 @@ import pytest
 import finetune
 from finetune.builders import Training
 from finetune.builders.optimization.schedule_notes import (
+    describe_few_steps,
     describe_late_unfreezing,
     describe_schedule_effect,
 )
@@ -17,6 +18,7 @@ from finetune.commands.fit.prepare import prepare_run
 from finetune.config.load import replace_values
 from finetune.types import Phase
 from tests.support.helpers import RecordingReporter
+from tests.support.runs import create_small_training, write_photos, write_weights
 
 NUM_EPOCHS = 6
 
@@ -83,3 +85,30 @@ def test_unfreezing_after_the_last_epoch_is_noted(training: tuple[Training, list
     in_time = (Phase(0, 4, 1), Phase(5, NUM_EPOCHS - 1, 3))
     assert describe_late_unfreezing(replace(late, phases=in_time)) is None
     assert describe_late_unfreezing(prepared) is None, "random weights train whole"
+
+
+def test_few_steps_after_a_probe_are_noted(tmp_path: Path) -> None:
+    data = write_photos(tmp_path / "photos")
+    weights = write_weights(tmp_path / "weights.pth")
+
+    def prepare(**values: Any) -> Training:
+        given = {"model__weights": str(weights), "trainer__epochs": 2, **values}
+        return create_small_training(data, **given)
+
+    few = prepare()
+    remark = describe_few_steps(few)
+    assert remark is not None
+    assert f"of {2 * few.steps_per_epoch} steps (2 epochs) rarely gains" in remark
+    found = re.search(r"trainer\.epochs=(\d+) makes as many", remark)
+    assert found is not None
+    assert describe_few_steps(prepare(trainer__epochs=int(found[1]))) is None
+    assert describe_few_steps(prepare(trainer__epochs=int(found[1]) - 1)) is not None
+    others: tuple[dict[str, Any], ...] = (
+        {"optim__lr": 1e-3},
+        {"probe__enabled": "off"},
+        {"unfreeze__name": "linear_probe", "trainer__epochs": 1},
+    )
+    for values in others:
+        assert describe_few_steps(prepare(**values)) is None, values
+    chosen = replace(few, reasons={**few.reasons, "trainer.epochs": "24 training images"})
+    assert describe_few_steps(chosen) is None

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from finetune.cli.fit import build_run_config, split_args
 from finetune.cli.options.config_flags import collect_flags
+from finetune.cli.options.run_arguments import build_run_config, split_args
 from finetune.cli.render.output import build_console_reporter, exit_on_stop_request, print_json
 from finetune.distributed.launch import detect_launch
 from finetune.system.garbage_collection import import_without_collection

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from finetune.cli.fit import split_args
+from finetune.cli.options.run_arguments import split_args
 from finetune.cli.render.output import build_console_reporter, exit_on_stop_request, show_result
 from finetune.errors import ConfigError
 from finetune.system.garbage_collection import import_without_collection

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from finetune.cli.fit import build_run_config, split_args
 from finetune.cli.options.config_flags import FLAG_KEYS
+from finetune.cli.options.run_arguments import build_run_config, split_args
 from finetune.cli.render.output import build_console_reporter, exit_on_stop_request, show_result
 
 

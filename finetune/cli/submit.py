@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from finetune.cli.fit import build_run_config, fit, split_args
+from finetune.cli.fit import fit
 from finetune.cli.model_commands.predict_request import submit_predict
 from finetune.cli.options.config_flags import FLAG_KEYS, SWITCHES, collect_flags
 from finetune.cli.options.option_hints import suggest_for_option
+from finetune.cli.options.run_arguments import build_run_config, split_args
 from finetune.cli.render.output import build_console_reporter, print_json
 from finetune.errors import ConfigError
 from finetune.lookup import suggest_name

@@ -40,10 +40,10 @@ def case(request: pytest.FixtureRequest) -> tuple[Tensor, Tensor, Evaluation]:
 def test_evaluate_probabilities_metrics_equal_scikit_learn(
     case: tuple[Tensor, Tensor, Evaluation],
 ) -> None:
-    probabilities, target, evaluation = case
-    predicted = probabilities.argmax(1)
-    occurring = sorted(set(target.tolist()) | set(predicted.tolist()))
-    present = sorted(set(target.tolist()))
+    probabilities, target_tensor, evaluation = case
+    target, predicted = target_tensor.numpy(), probabilities.argmax(1).numpy()
+    occurring = sorted({*target.tolist(), *predicted.tolist()})
+    present = sorted({*target.tolist()})
     recall = reference.recall_score(
         target, predicted, labels=present, average="macro", zero_division=0
     )
@@ -56,12 +56,12 @@ def test_evaluate_probabilities_metrics_equal_scikit_learn(
         "balanced_accuracy": recall,
         "macro_f1": reference.f1_score(target, predicted, labels=occurring, average="macro"),
         "top5_accuracy": reference.top_k_accuracy_score(
-            target, probabilities, k=5, labels=list(range(K))
+            target, probabilities.numpy(), k=5, labels=list(range(K))
         ),
         "rarest_third_recall": reference.recall_score(
             target,
             predicted,
-            labels=select_rarest(target, present),
+            labels=select_rarest(target_tensor, present),
             average="macro",
             zero_division=0,
         ),
@@ -75,7 +75,7 @@ def test_balanced_accuracy_equals_scikit_learn_if_predicted_classes_are_present(
     predicted = probabilities.argmax(1)
     target = torch.where(torch.arange(len(predicted)) % 3 == 0, predicted.flip(0), predicted)
     evaluation = evaluate_probabilities(probabilities, target, classes=CLASSES)
-    expected = reference.balanced_accuracy_score(target, predicted)
+    expected = reference.balanced_accuracy_score(target.numpy(), predicted.numpy())
     assert evaluation.metrics["balanced_accuracy"] == pytest.approx(expected)
 
 
@@ -85,7 +85,7 @@ def test_per_class_metrics_equal_scikit_learn_and_are_none_if_undefined(
     probabilities, target, evaluation = case
     predicted = probabilities.argmax(1)
     columns = reference.precision_recall_fscore_support(
-        target, predicted, labels=list(range(K)), zero_division=np.nan
+        target.numpy(), predicted.numpy(), labels=list(range(K)), zero_division=np.nan
     )
     for k, (stats, p, r, f, n) in enumerate(zip(evaluation.per_class, *columns, strict=True)):
         assert (stats.name, stats.support) == (CLASSES[k], n)
@@ -100,7 +100,8 @@ def test_per_class_metrics_equal_scikit_learn_and_are_none_if_undefined(
 
 def test_confusion_matrix_equals_scikit_learn(case: tuple[Tensor, Tensor, Evaluation]) -> None:
     probabilities, target, evaluation = case
-    expected = reference.confusion_matrix(target, probabilities.argmax(1), labels=list(range(K)))
+    predicted = probabilities.argmax(1)
+    expected = reference.confusion_matrix(target.numpy(), predicted.numpy(), labels=list(range(K)))
     np.testing.assert_array_equal(np.array(evaluation.confusion_matrix), expected)
 
 
@@ -130,11 +131,11 @@ def test_loss_of_a_certain_mistake_is_finite() -> None:
 
 def test_rarest_third_is_ranked_by_training_images_if_known() -> None:
     probabilities, target = _draw(3)
-    predicted = probabilities.argmax(1)
     counts = [50, 4, 30, 3, 40, 2, 60, 70]  # the rarest: 5, which is absent, and 3
     evaluation = evaluate_probabilities(probabilities, target, classes=CLASSES, train_counts=counts)
     assert evaluation.rarest_classes == ("class 5", "class 3")
-    expected = reference.recall_score(target, predicted, labels=[3], average="macro")
+    predicted = probabilities.argmax(1).numpy()
+    expected = reference.recall_score(target.numpy(), predicted, labels=[3], average="macro")
     assert evaluation.metrics["rarest_third_recall"] == pytest.approx(expected)
     assert [stats.train_images for stats in evaluation.per_class] == counts
     assert evaluation.undefined_metrics == ()

@@ -86,10 +86,9 @@ class MultichannelImage(ArrayImage):
         if num_channels <= 2:
             # Pillow tells modes by the number of axes: sides of 1 px must stay
             shown = pixels[..., 0] if num_channels == 1 else pixels
-            image = Image.fromarray(np.ascontiguousarray(shown), ("L", "LA")[num_channels - 1])
         else:
             shown = pixels if num_channels == 4 else pixels[..., :3]
-            image = Image.fromarray(np.ascontiguousarray(shown))
+        image = Image.fromarray(np.ascontiguousarray(shown))
         if num_channels not in (2, 4):
             return image.convert("RGB")
         rgba = image.convert("RGBA")

@@ -211,6 +211,13 @@ def test_open_image_tiff_jpeg_is_read_without_imagecodecs_where_pillow_can(
     assert reasons == {"TIFF compressed by JPEG", "TIFF with YCbCr colours"}
 
 
+def pack_bits(values: Array, num_bits: int) -> bytes:
+    """Return rows of values of some bits each, the highest first, each row filled to a byte."""
+    shifts = np.arange(num_bits)[::-1]
+    bits = (values[..., None] >> shifts & 1).reshape(len(values), -1)
+    return np.packbits(bits.astype(np.uint8), axis=1).tobytes()
+
+
 @pytest.mark.parametrize("num_bits", [1, 2, 3, 4, 6, 10, 12, 14])
 @pytest.mark.parametrize("photometric", ["minisblack", "miniswhite"])
 def test_open_image_tiff_packed_bits_are_scaled_to_eight(
@@ -219,8 +226,8 @@ def test_open_image_tiff_packed_bits_are_scaled_to_eight(
     values = np.arange(WIDTH * HEIGHT).reshape(HEIGHT, WIDTH) * 3 % 2**num_bits
     dtype = np.uint8 if num_bits <= 8 else np.uint16
     tifffile.imwrite(
-        tmp_path / "a.tif", values.astype(dtype), bitspersample=num_bits, photometric=photometric,
-        metadata=None,
+        tmp_path / "a.tif", iter([pack_bits(values, num_bits)]), shape=values.shape, dtype=dtype,
+        bitspersample=num_bits, photometric=photometric, rowsperstrip=HEIGHT, metadata=None,
     )  # fmt: skip
     grey = np.asarray(open_image(tmp_path / "a.tif").to_pil())[..., 0]
     expected = values * (255 / (2**num_bits - 1))

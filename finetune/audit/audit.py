@@ -6,11 +6,16 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from finetune.audit.findings.duplicate_samples import DuplicateSamples, duplicates_to_json
+from finetune.audit.findings.suspicious_images import (
+    SuspiciousImage,
+    find_suspicious_images,
+    read_sizes,
+)
 from finetune.audit.fingerprint_table import FingerprintTable
 from finetune.audit.label_errors import LabelCheck, LabelErrorCandidate
-from finetune.audit.near_duplicates import BLANK_CONTRAST, DuplicateGroup
+from finetune.audit.near_duplicates import DuplicateGroup
 from finetune.data.images.bit_depth import DatasetBits
 from finetune.data.layouts.class_names import SimilarClasses, find_similar_classes
 from finetune.data.layouts.name_groups import GroupSummary
@@ -22,87 +27,10 @@ from finetune.types import RejectedFile, Sample, Split
 AUDIT_VERSION = 2
 """Version of the keys of ``audit.json``; version 1 had none."""
 
-_DARK_THRESHOLD, _BRIGHT_THRESHOLD = 0.2, 0.95
-_BLUR_THRESHOLD = 0.15
-"""Sharpness that a Gaussian blur of a 64th of the side leaves: the sharpest edges are wider."""
-_MEASURED_SIDE = 128
-_TINY_SIDE, _TINY_FRACTION = 32, 0.25
-_EXTREME_ASPECT, _EXTREME_ASPECT_FACTOR = 3.0, 2.5
-_EXTREME_ASPECT_KIND = "extreme aspect ratio"
-
 UNDER_REPRESENTED_THRESHOLD = 20
 """Number of training images of a class below which its accuracy is mostly chance."""
 
 _QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
-
-
-@dataclass(frozen=True, slots=True)
-class DuplicateSamples:
-    """A group of duplicate images with their labels and splits.
-
-    Attributes:
-        samples: Two or more samples.
-        is_exact: Whether their files are byte-identical.
-    """
-
-    samples: tuple[Sample, ...]
-    is_exact: bool
-
-    @property
-    def conflicts(self) -> tuple[str, ...]:
-        """What differs within the group: "classes" (a wrong label), "splits" (leakage)."""
-        labels = {sample.label for sample in self.samples}
-        splits = {sample.split for sample in self.samples} - {None}
-        differs = {"classes": len(labels) > 1, "splits": len(splits) > 1}
-        return tuple(name for name, is_conflict in differs.items() if is_conflict)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the group as values of JSON."""
-        return {
-            "kind": "exact" if self.is_exact else "near",
-            "conflicts": list(self.conflicts),
-            "paths": [sample.path for sample in self.samples],
-            "labels": [sample.label for sample in self.samples],
-            "splits": [sample.split and sample.split.value for sample in self.samples],
-        }
-
-    @classmethod
-    def from_json(cls, tree: Mapping[str, Any]) -> "DuplicateSamples":
-        """Return the group of which ``to_json`` returned the given values.
-
-        Raises:
-            KeyError: A key is missing.
-            ValueError: A split is unknown, or the lists differ in length.
-        """
-        rows = zip(tree["paths"], tree["labels"], tree["splits"], strict=True)
-        samples = (Sample(path, label, split and Split(split)) for path, label, split in rows)
-        return cls(tuple(samples), tree["kind"] == "exact")
-
-
-def sort_by_severity(groups: Sequence[DuplicateSamples]) -> list[DuplicateSamples]:
-    """Return duplicate groups, those across splits first, then those across classes."""
-    return sorted(groups, key=lambda g: ("splits" not in g.conflicts, "classes" not in g.conflicts))
-
-
-def duplicates_to_json(groups: Sequence[DuplicateSamples]) -> list[dict[str, Any]]:
-    """Return groups as values of JSON, by severity, with the numbers of their pictures."""
-    numbered = enumerate(sort_by_severity(groups), 1)
-    return [{"group": number, **group.to_json()} for number, group in numbered]
-
-
-@dataclass(frozen=True, slots=True)
-class SuspiciousImage:
-    """An image that may be of no use for training.
-
-    Attributes:
-        path: Path of the image.
-        kind: "blank", "dark", "bright", "blurred", "tiny" or "extreme aspect ratio".
-        detail: Measured value and threshold, as text.
-    """
-
-    path: str
-    kind: str
-    detail: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +161,7 @@ def audit_images(
             DuplicateSamples(tuple(samples[row] for row in group.rows), group.is_exact)
             for group in duplicates
         ),
-        suspicious_images=tuple(_find_suspicious_images(samples, fingerprints)),
+        suspicious_images=tuple(find_suspicious_images(samples, fingerprints)),
         similar_classes=tuple(find_similar_classes(samples)),
         labels=LabelStatistics.from_samples(samples),
         bits=DatasetBits.from_max_values(fingerprints.read_column("max_value")),
@@ -252,7 +180,7 @@ def find_missing_classes(manifest: Manifest) -> dict[Split, list[str]]:
 
 
 def _compute_size_quantiles(fingerprints: FingerprintTable) -> dict[str, list[float]]:
-    width, height = _read_sizes(fingerprints)
+    width, height = read_sizes(fingerprints)
     columns = {
         "width": width,
         "height": height,
@@ -263,57 +191,3 @@ def _compute_size_quantiles(fingerprints: FingerprintTable) -> dict[str, list[fl
         name: [round(float(value), 3) for value in np.quantile(column, _QUANTILES)]
         for name, column in columns.items()
     }
-
-
-def _read_sizes(fingerprints: FingerprintTable) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the widths and heights of all images in pixels, shape (N,) each."""
-    width, height = (fingerprints.read_column(name) for name in ("width", "height"))
-    return width.astype(float), height.astype(float)
-
-
-def _find_suspicious_images(
-    samples: Sequence[Sample], fingerprints: FingerprintTable
-) -> list[SuspiciousImage]:
-    """Return suspicious images in the order of the samples, some with more than one kind."""
-    width, height = _read_sizes(fingerprints)
-    dark, bright = fingerprints.read_column("dark"), fingerprints.read_column("bright")
-    sharp, contrast = fingerprints.read_column("sharpness"), fingerprints.read_column("contrast")
-    shorter, longer = np.minimum(width, height), np.maximum(width, height)
-    # images below the measured side are enlarged, which widens their edges
-    blur = _BLUR_THRESHOLD * np.minimum(1, shorter / _MEASURED_SIDE)
-    aspect = longer / shorter
-    # properties that most images share are not suspicious
-    long = max(_EXTREME_ASPECT, _EXTREME_ASPECT_FACTOR * float(np.median(aspect)))
-    small = min(_TINY_SIDE, _TINY_FRACTION * float(np.median(shorter)))
-    kinds: dict[str, tuple[NDArray[np.bool_], NDArray[Any], str]] = {
-        "blank": (
-            contrast < BLANK_CONTRAST,
-            contrast,
-            f"contrast {{:.3f}} (below {BLANK_CONTRAST})",
-        ),
-        "dark": (
-            bright < _DARK_THRESHOLD,
-            bright,
-            f"95th percentile of brightness {{:.3f}} (below {_DARK_THRESHOLD})",
-        ),
-        "bright": (
-            dark > _BRIGHT_THRESHOLD,
-            dark,
-            f"5th percentile of brightness {{:.3f}} (above {_BRIGHT_THRESHOLD})",
-        ),
-        "blurred": (sharp < blur, sharp, "sharpness {:.3f} (below {:.3g})"),
-        "tiny": (shorter < small, shorter, f"shorter side {{:.0f}} px (below {small:.4g})"),
-        _EXTREME_ASPECT_KIND: (
-            aspect > long,
-            aspect,
-            f"aspect ratio {{:.2f}} (above {long:.2f})",
-        ),
-    }
-    found: dict[int, list[SuspiciousImage]] = {}
-    for kind, (is_suspicious, values, template) in kinds.items():
-        for row in np.flatnonzero(is_suspicious).tolist():
-            # a blank image is dark or bright, too: of the kinds of its pixels only the first counts
-            if row not in found or kind in ("tiny", _EXTREME_ASPECT_KIND):
-                detail = template.format(values[row], blur[row])
-                found.setdefault(row, []).append(SuspiciousImage(samples[row].path, kind, detail))
-    return [image for _, images in sorted(found.items()) for image in images]

@@ -7,7 +7,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from finetune.audit.audit import AUDIT_VERSION, Audit, DuplicateSamples, duplicates_to_json
+from finetune.audit.audit import AUDIT_VERSION, Audit
+from finetune.audit.findings.duplicate_samples import DuplicateSamples, duplicates_to_json
 from finetune.audit.label_errors import LabelCheck, LabelErrorCandidate
 from finetune.data.images.decode import decode_image
 from finetune.data.layouts.class_names import describe_similar_classes

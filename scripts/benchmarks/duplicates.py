@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 
-from finetune.audit.audit import DuplicateSamples
 from finetune.audit.cropped_duplicates import find_cropped_duplicates
+from finetune.audit.findings.duplicate_samples import DuplicateSamples
 from finetune.audit.fingerprint_table import fingerprint_files
 from finetune.audit.near_duplicates import DuplicateGroup, find_duplicates
 from finetune.audit.report import draw_duplicates

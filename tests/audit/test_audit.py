@@ -8,13 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from finetune.audit.audit import (
-    Audit,
-    DuplicateSamples,
-    SuspiciousImage,
-    audit_images,
-    find_missing_classes,
-)
+from finetune.audit.audit import Audit, audit_images, find_missing_classes
+from finetune.audit.findings.duplicate_samples import DuplicateSamples
+from finetune.audit.findings.suspicious_images import SuspiciousImage
 from finetune.audit.fingerprint_table import fingerprint_files
 from finetune.audit.label_errors import LabelErrorCandidate
 from finetune.data.manifest import Manifest

@@ -10,12 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finetune.audit.audit import (
-    Audit,
-    DuplicateSamples,
-    SuspiciousImage,
-    sort_by_severity,
-)
+from finetune.audit.audit import Audit
+from finetune.audit.findings.duplicate_samples import DuplicateSamples, sort_by_severity
+from finetune.audit.findings.suspicious_images import SuspiciousImage
 from finetune.audit.label_errors import LabelErrorCandidate
 from finetune.audit.report import (
     draw_duplicates,

@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune.audit.audit import DuplicateSamples
 from finetune.audit.duplicate_cache import cache_duplicates, load_or_find_cropped_duplicates
 from finetune.audit.duplicate_groups import (
     add_duplicate_groups,
     assign_duplicate_groups,
     collect_duplicate_groups,
 )
+from finetune.audit.findings.duplicate_samples import DuplicateSamples
 from finetune.audit.label_errors import (
     LabelCheck,
     LabelErrorCandidate,

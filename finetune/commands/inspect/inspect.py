@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from finetune.audit.audit import Audit, sort_by_severity
+from finetune.audit.audit import Audit
+from finetune.audit.findings.duplicate_samples import sort_by_severity
 from finetune.audit.label_errors import LabelCheck, LabelErrorCandidate
 from finetune.audit.report import (
     MAX_DRAWN_GROUPS,

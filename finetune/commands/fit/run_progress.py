@@ -1,4 +1,4 @@
-"""How far a run has come: complete, trained, stopped early, and where it resumes."""
+"""State of a run: complete, trained or stopped early, and where it resumes."""
 
 from finetune.builders import Training, find_final_imbalance_phases
 from finetune.commands.measurement.refit_choice import read_refit_choice

@@ -44,7 +44,7 @@ class ConsoleReporter(Reporter):
         self.err_console = Console(stderr=True, highlight=False)
         self.console = self.err_console if json_output else Console(highlight=False)
         self._progress: Progress | None = None
-        self._has_epoch_header = False
+        self._epoch_header: list[str] = []
 
     def note(self, message: str) -> None:
         """Print what a command does and finds; such lines have no prefix."""
@@ -103,18 +103,18 @@ class ConsoleReporter(Reporter):
             self.note(line)
 
     def show_epoch(self, row: Mapping[str, Any]) -> None:
-        """Print a row of the epoch table, and its header before the first row."""
+        """Print a row of the epoch table, and its header before the first row of these columns."""
         self.finish()
         header, cells = format_epoch_row(row)
-        if not self._has_epoch_header:
-            self._has_epoch_header = True
+        if header != self._epoch_header:
+            self._epoch_header = header
             for line in header:
                 self.console.print(line, style="bold", soft_wrap=True)
         self.console.print(cells, soft_wrap=True)
 
     def show_plan(self, plan: Mapping[str, Any]) -> None:
         """Print a plan: its rows, the automatic settings and the training phases."""
-        self._has_epoch_header = False
+        self._epoch_header = []
         self.print_pairs(build_plan_rows(plan))
         self._show_recipe(plan["recipe"])
         if not (plan["probe"] and plan["probe"]["probe_only"]):

@@ -13,8 +13,9 @@ _LOSSES: Columns = {
     "val/loss": ("val", 7, ".4f"),
     "val/calibrated_loss": ("cal.", 7, ".4f"),
 }
+_TRAINING_LOSS: Columns = {"train/loss": ("train loss", 10, ".4f")}
 _LOSSES_ALONE: Columns = {
-    "train/loss": ("train loss", 10, ".4f"),
+    **_TRAINING_LOSS,
     "val/loss": ("val loss", 8, ".4f"),
     "val/calibrated_loss": ("cal. loss", 9, ".4f"),
 }
@@ -42,7 +43,8 @@ def format_epoch_row(row: Mapping[str, Any]) -> tuple[list[str], str]:
 
     With a sample of the training images that is measured as the validation images are, its loss
     and accuracy stand beside theirs. The loss that the optimizer minimises, which includes
-    augmentation and label smoothing, is shown only where there is no such sample.
+    augmentation and label smoothing, is shown only where there is no such sample. It is all
+    that is shown without validation images.
 
     Args:
         row: Metrics of the epoch by name.
@@ -61,6 +63,8 @@ def format_epoch_row(row: Mapping[str, Any]) -> tuple[list[str], str]:
 def _select_groups(row: Mapping[str, Any]) -> list[tuple[str, Columns]]:
     """Return the columns in groups with their common title, which is empty for most."""
     epoch: Columns = {"epoch": ("epoch", 5, "d")}
+    if not any(key.startswith("val/") for key in row):
+        return [("", {**epoch, **_TRAINING_LOSS, **_SECONDS})]
     is_multi_label = "val/mean_average_precision" in row
     scores = _LABEL_SCORES if is_multi_label else _SCORES
     if "train_eval/loss" in row:

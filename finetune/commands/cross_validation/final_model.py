@@ -8,17 +8,19 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from numpy.typing import NDArray
+from torch import Tensor
+
 from finetune.audit.leakage import find_rows_without_leaks
 from finetune.bundle.bundle import ModelBundle, combine_models, load_model, save_bundle
 from finetune.bundle.ensemble import save_ensemble
 from finetune.bundle.validation_choices import FOLD_CHOICES_KEY
 from finetune.commands.cross_validation.fold_runs import CrossValidation
 from finetune.commands.cross_validation.out_of_fold import count_images
-from finetune.commands.fit.finalize import WITHOUT_LEAKS_SUFFIX
+from finetune.commands.fit.finalize import WITHOUT_LEAKS_SUFFIX, save_predictions
 from finetune.commands.target_prior import prior_to_json
 from finetune.inference.predictor import Predictor
 from finetune.inference.scoring import (
-    AnyEvaluation,
     details_to_json,
     evaluate_targets,
     metrics_to_json,
@@ -41,7 +43,8 @@ def write_final_model(
 ) -> dict[str, Any]:
     """Write the bundle of a cross-validation, and return the facts on its card.
 
-    Its metrics are those of its folds on the images that they hold out, and its own on test images.
+    Before it, the probabilities of the test images, for the report. Its metrics are those of its
+    folds on the images that they hold out, and its own on test images.
 
     Args:
         cross_validation: Complete folds.
@@ -67,8 +70,13 @@ def write_final_model(
         text for fold in summary["folds"] for text in fold.get("validation_choices", ())
     )
     evaluations = {OUT_OF_FOLD: {"prior": prior, **pooled, FOLD_CHOICES_KEY: list(chosen)}}
+    predictor = _build_predictor(model, cross_validation)
     for name, rows in _select_test_rows(cross_validation).items():
-        tested = _evaluate(model, cross_validation, rows, reporter)
+        logits, targets = _predict_logits(predictor, cross_validation, rows, reporter)
+        tested = evaluate_targets(predictor, logits, targets)
+        if name == Split.TEST.value:
+            probabilities = predictor.compute_probabilities(logits)
+            save_predictions(cross_validation.run, Split.TEST, probabilities)
         metrics[name] = metrics_to_json(tested)
         evaluations[name] = {"prior": prior, **details_to_json(tested)}
     facts = {
@@ -106,21 +114,25 @@ def _select_test_rows(cross_validation: CrossValidation) -> dict[str, list[int]]
     return rows if clean is None else {**rows, f"{name}{WITHOUT_LEAKS_SUFFIX}": clean}
 
 
-def _evaluate(
-    model: ModelBundle, cross_validation: CrossValidation, rows: list[int], reporter: Reporter
-) -> AnyEvaluation:
-    """Return the evaluation of the model on some test images."""
-    manifest, config = cross_validation.manifest, cross_validation.config
-    tested = manifest.get_samples(Split.TEST)
-    samples = [tested[row] for row in rows]
-    predictor = Predictor(
+def _build_predictor(model: ModelBundle, cross_validation: CrossValidation) -> Predictor:
+    config = cross_validation.config
+    return Predictor(
         model,
         device=config.trainer.accelerator,
         batch_size=_EVAL_BATCH_SIZE,
         num_workers=int(config.data.num_workers),
         options=config.data.read_options,
     )
+
+
+def _predict_logits(
+    predictor: Predictor, cross_validation: CrossValidation, rows: list[int], reporter: Reporter
+) -> tuple[Tensor, NDArray[Any]]:
+    """Return the logits of some test images, shape (N, V, K), and their targets."""
+    manifest = cross_validation.manifest
+    tested = manifest.get_samples(Split.TEST)
+    samples = [tested[row] for row in rows]
     reporter.start("evaluating on test", len(samples))
     logits = predictor.predict_logits(manifest.resolve_paths(samples), on_batch=reporter.advance)
     reporter.finish()
-    return evaluate_targets(predictor, logits, manifest.encode_targets(samples))
+    return logits, manifest.encode_targets(samples)

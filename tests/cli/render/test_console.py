@@ -131,6 +131,22 @@ def test_show_epoch_prints_aligned_rows_under_one_header(
     assert len(lines[0]) <= 80
 
 
+def test_show_epoch_without_validation_has_columns_and_a_header_of_its_own(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As in the refit after the folds of a cross-validation."""
+    reporter = ConsoleReporter()
+    sample = {"train_eval/loss": 0.25, "train_eval/accuracy": 1.0}
+    reporter.show_epoch(build_row(**sample))
+    capsys.readouterr()
+    for epoch in (1, 2):
+        reporter.show_epoch({"epoch": epoch, "train/loss": 0.5, "seconds": 1.26})
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines == [
+        ["epoch", "train", "loss", "seconds"], ["1", "0.5000", "1.3"], ["2", "0.5000", "1.3"],
+    ]  # fmt: skip
+
+
 def test_show_epoch_has_training_images_beside_validation_images(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -158,6 +158,8 @@ def test_network_of_all_images_has_the_thresholds_of_all_held_out_images(run: Fi
     assert card.temperature == choice["temperature"]
     per_label = run.evaluations["test"]["per_label"]
     assert [per_label[name]["threshold"] for name in LABELS] == list(card.thresholds or ())
+    report = (run.run_dir / "report.html").read_text(encoding="utf-8")
+    assert "of 12 test images have a label that is missed or wrongly added" in report
     evaluated = finetune.evaluate(run.run_dir)
     assert dict(evaluated.evaluation.metrics) == pytest.approx(run.metrics["test"])
 

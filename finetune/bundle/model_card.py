@@ -91,6 +91,19 @@ class ModelCard:
         return get_train_counts(self.facts, self.classes)
 
     @property
+    def num_train_images(self) -> int | None:
+        """Number of training images; None if unknown.
+
+        Images of several labels are counted once, and so are those of none: counts of labels do
+        not tell their number.
+        """
+        if self.is_multi_label:
+            data = self.facts.get("data")
+            counts = data.get("num_images") if isinstance(data, Mapping) else None
+            return None if not counts else counts.get("train")
+        return None if self.train_counts is None else sum(self.train_counts)
+
+    @property
     def shift(self) -> ClassPrior | None:
         """Logit adjustment added to calibrated logits, in class order; None without one."""
         return None if self.priors is None else self.priors.shift

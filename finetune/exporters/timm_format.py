@@ -16,14 +16,15 @@ def explain_refusal(backbone: str, head: str | None, *, bundle: Path | None = No
     name = "the bundle" if bundle is None else f"the bundle, {bundle},"
     if is_import_path(backbone):
         return (
-            f"The timm format cannot apply to '{backbone}', which timm does not know. Copy "
-            f"{name} and the module instead: finetune predict and finetune evaluate read the "
-            f"bundle wherever Python can import the module."
+            f"The timm format cannot apply to '{backbone}', which timm does not know. "
+            f"Choose --format onnx or torch, which need no code of yours, or copy {name} and the "
+            f"module: finetune predict and finetune evaluate read the bundle wherever Python can "
+            f"import the module."
         )
     if head not in (None, "linear"):
         return (
             f"The timm format cannot apply to model.head={head}, whose hidden layers "
-            f"timm does not know. Copy {name} instead: finetune predict and finetune evaluate "
-            f"read it."
+            f"timm does not know. Choose --format onnx or torch, or copy {name}: finetune predict "
+            f"and finetune evaluate read it."
         )
     return None

@@ -1,5 +1,7 @@
 """Made runs by rule: some that a rule accuses, and some like them that it does not."""
 
+from dataclasses import replace
+
 from finetune.diagnosis.evidence import RunEvidence
 from tests.diagnosis.made_faults import (
     LOST,
@@ -52,6 +54,7 @@ FIRING: dict[str, list[RunEvidence]] = {
         create_label_scores(0.6, 0.6, change=1e-5),
         create_low_rate(1e-5, 0.5),
         create_low_rate(4e-4, 0.8),
+        replace(create_low_rate(1e-5, 0.5), settings={**SETTINGS, "trainer.batch_size": 16}),
     ],
     "phase_jump": [
         create_losses(0.3, 0.28, 0.5, 0.29, opens_at=3),
@@ -149,6 +152,8 @@ SILENT: dict[str, list[RunEvidence]] = {
         create_label_scores(0.6, 0.6, change=1e-2),
         create_low_rate(1e-5, 1.0),
         create_low_rate(1e-2, 0.5),
+        # two epochs of two steps change weights little at any rate
+        replace(create_low_rate(1e-5, 0.5), settings={**SETTINGS, "trainer.batch_size": 100}),
     ],
     "phase_jump": [
         create_losses(0.3, 0.28, 0.3, 0.29, opens_at=3),
@@ -230,6 +235,8 @@ SILENT: dict[str, list[RunEvidence]] = {
     "vanishing_gradients": [create_weights(None, [1e-5, 1e-3, 1e-3, 1e-2, 1e-2])],
     "exploding_gradients": [
         create_weights(None, [1e-3, 1e-3, 1e-3, 1e-2, 1e-1]),
+        # branches whose output is scaled by 1e-6 at first, and a layer outside of them
+        create_weights(None, [1e-6, 1e-6, 1e-6, 1e-6, 0.6]),
         # a head that began with zeros
         create_weights([1e-2, 1e-2, 1e-2, 1e-2, None], [1e-3, 1e-3, 1e-3, 1e-2, 1e3]),
     ],

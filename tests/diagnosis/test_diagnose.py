@@ -10,7 +10,11 @@ from finetune.diagnosis.diagnose import ACCUSATIONS, RULES, diagnose, diagnose_f
 from finetune.diagnosis.evidence import Curves, EpochRow, RunEvidence
 from finetune.diagnosis.finding import SEVERITIES
 from tests.diagnosis.cases import FIRING, SILENT
-from tests.diagnosis.made_faults import create_divergence, create_label_scores
+from tests.diagnosis.made_faults import (
+    create_divergence,
+    create_explosion,
+    create_label_scores,
+)
 from tests.diagnosis.made_runs import SETTINGS, create_good_run
 
 _RULE_OF = {rule.name: rule for rule in RULES}
@@ -98,6 +102,22 @@ def test_divergence_names_its_place_and_a_rate_that_is_lower_the_earlier_it_came
         key, _, value = finding.option.partition("=")
         assert key == "optim.lr"
         assert float(value) == pytest.approx(factor * rate)
+
+
+@pytest.mark.parametrize("run", [create_divergence(), create_explosion(50.0, 50.0)])
+def test_rate_of_the_user_that_is_far_too_high_after_a_probe_is_left_to_be_measured(
+    run: RunEvidence,
+) -> None:
+    def find(measured: frozenset[str], probe: str) -> tuple[str, str]:
+        settings = {**run.settings, "probe.enabled": probe}
+        finding = diagnose(replace(run, measured=measured, settings=settings))[0]
+        return finding.remedy, finding.option
+
+    assert find(frozenset(), "on") == ("Let the learning rate be measured:", "optim.lr=auto")
+    remedy, option = find(frozenset(), "off")
+    assert remedy == "Lower the learning rate:"
+    assert option.startswith("optim.lr=0.")
+    assert find(frozenset({"optim.lr"}), "on")[1].startswith("optim.feature_change=")
 
 
 def test_divergence_in_the_first_step_does_not_blame_the_rate() -> None:
@@ -229,3 +249,29 @@ def test_remedy_without_an_option_that_applies_is_a_sentence() -> None:
     assert finding is not None
     assert finding.option == ""
     assert finding.remedy.endswith("every label.")
+
+
+@pytest.mark.parametrize(
+    ("settings", "option"),
+    [
+        ({}, "model.batch_norm=train"),
+        ({"model.batch_norm": "frozen"}, "model.batch_norm=train"),
+        ({"model.batch_norm": "train", "model.weights": "random"}, "model.weights=hub"),
+        ({"model.batch_norm": "train", "model.weights": "hub"}, ""),
+        (
+            {"model.batch_norm": "train", "model.weights": "random", "model.backbone": "own:net"},
+            "",
+        ),
+    ],
+)
+def test_vanishing_gradients_suggest_what_the_run_does_not_have(
+    settings: dict[str, str], option: str
+) -> None:
+    run = FIRING["vanishing_gradients"][0]
+    finding = _RULE_OF["vanishing_gradients"].find(
+        replace(run, settings={**run.settings, **settings})
+    )
+
+    assert finding is not None
+    assert finding.option == option
+    assert finding.remedy.endswith(":" if option else ".")

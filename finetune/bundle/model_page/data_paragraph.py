@@ -18,7 +18,7 @@ def render_data(card: ModelCard) -> str:
     """Return the section on the images; "" where nothing is known."""
     data = card.facts.get(DATA_KEY)
     if not isinstance(data, Mapping):
-        total = sum(card.train_counts or ())
+        total = card.num_train_images
         return "" if not total else f"## Data\n\nTrained on {format_count(total, 'image')}.\n\n"
     return f"## Data\n\n{' '.join(_iter_sentences(data, card))}\n\n"
 

@@ -69,12 +69,13 @@ def _iter_class_limits(card: ModelCard) -> Iterator[str]:
     if counts is not None:
         pairs = sorted(zip(counts, card.classes, strict=True))
         few = [pair for pair in pairs if pair[0] < _FEW_IMAGES] or pairs[:1]
-        text = f"Fewest training images: {_list_pairs(few)}."
         if few[0][0] < _FEW_IMAGES:
-            text += (
-                f" With fewer than {_FEW_IMAGES}, much of what a class can look like was not seen."
+            yield (
+                f"Fewest training images: {_list_pairs(few)}. With fewer than {_FEW_IMAGES}, much "
+                f"of what a {noun} can look like was not seen."
             )
-        yield text
+        elif few[0][0] < pairs[-1][0]:
+            yield f"Fewest training images: {_list_pairs(few)}."
     split = choose_split(card.facts)
     details: Mapping[str, Any] = {} if split is None else card.facts["evaluations"][split]
     stats = details.get("per_class") or details.get("per_label") or {}
@@ -110,6 +111,12 @@ def _iter_sample_limits(card: ModelCard) -> Iterator[str]:
             )
         else:
             yield f"Measured on {count}. Images from elsewhere were not measured."
+    if split == "out_of_fold":
+        yield (
+            "Each held-out image was predicted by a network of the cross-validation that had not "
+            "been trained on it. The model itself was not measured: no image of the run is new to "
+            "it."
+        )
     if sentence := describe_card_choices(card):
         yield sentence
 

@@ -88,10 +88,9 @@ def _list_figures(
         figures.append((format_metric_name(name), format_metric(values[name], name), remark))
     noun = "label" if card.is_multi_label else "class"
     figures.append(("Labels" if card.is_multi_label else "Classes", f"{len(card.classes):,}", ""))
-    if card.train_counts:
-        total = sum(card.train_counts)
+    if card.train_counts and card.num_train_images is not None:
         least = f"at least {min(card.train_counts):,} of each {noun}"
-        figures.append(("Training images", f"{total:,}", least))
+        figures.append(("Training images", f"{card.num_train_images:,}", least))
     return figures
 
 

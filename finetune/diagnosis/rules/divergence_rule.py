@@ -3,7 +3,7 @@
 from finetune.diagnosis.divergence_error import Divergence
 from finetune.diagnosis.evidence import RunEvidence
 from finetune.diagnosis.finding import Finding
-from finetune.diagnosis.suggestions import suggest_rate
+from finetune.diagnosis.suggestions import suggest_lower_rate
 from finetune.units import format_count, format_scientific
 
 _EARLY_FACTOR, _LATE_FACTOR = 0.01, 0.1
@@ -26,7 +26,7 @@ def find_divergence(evidence: RunEvidence) -> Finding | None:
         "" if highest is None else f", at a learning rate of {format_scientific(rates[highest])}"
     )
     is_own = ":" in str(evidence.settings.get("loss.name"))
-    is_chosen = "optim.lr" not in evidence.measured
+    remedy, option = suggest_lower_rate(evidence, _LATE_FACTOR if epochs else _EARLY_FACTOR)
     return Finding(
         rule="diverged",
         severity="problem",
@@ -41,11 +41,11 @@ def find_divergence(evidence: RunEvidence) -> Finding | None:
             **({} if highest is None else {"learning_rate": rates[highest]}),
         },
         remedy=(
-            f"Lower the learning rate"
-            f"{', or leave optim.lr out so that it is chosen' if is_chosen else ''}"
-            f"{'; check what your own loss returns, too' if is_own else ''}:"
+            f"{remedy.removesuffix(':')}; check what your own loss returns, too:"
+            if is_own
+            else remedy
         ),
-        option=suggest_rate(evidence, _LATE_FACTOR if epochs else _EARLY_FACTOR),
+        option=option,
     )
 
 

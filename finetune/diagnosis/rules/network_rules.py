@@ -10,6 +10,7 @@ from finetune.diagnosis.rules.learning_rules import MIN_LEARNED
 from finetune.diagnosis.scores import get_train_score
 from finetune.diagnosis.suggestions import suggest_rate
 from finetune.evaluation.significance import compute_wilson_interval
+from finetune.lookup import is_import_path
 from finetune.units import format_percent, format_scientific
 
 MIN_LOST_UNITS = 0.1
@@ -29,6 +30,13 @@ VANISHING, EXPLODING = 1e-4, 1e4
 """Gradient relative to the weights, divided by the median of the layers, that is far from it.
 
 Layers of pretrained networks lie within a factor of some hundred of their median.
+"""
+
+LEAST_EXPLODED = 1.0
+"""Gradient relative to the weights below which it is not large in itself.
+
+Branches whose output is scaled by a tiny number at first, as those of a new ConvNeXt (1e-6), have
+tiny gradients, and the layers outside of them ordinary ones.
 """
 
 
@@ -214,15 +222,31 @@ def find_vanishing_gradients(evidence: RunEvidence) -> Finding | None:
             "smallest": least.relative_gradient or 0.0,
             "median": typical,
         },
-        remedy="Layers of such a network learn only with BatchNorm that adapts:",
-        option="model.batch_norm=train",
+        **_suggest_gradients(evidence),
     )
+
+
+def _suggest_gradients(evidence: RunEvidence) -> dict[str, str]:
+    """Return what gives layers gradients that the run does not have already."""
+    if evidence.settings.get("model.batch_norm") != "train":
+        return {
+            "remedy": "Layers of such a network learn only with BatchNorm that adapts:",
+            "option": "model.batch_norm=train",
+        }
+    is_own = is_import_path(str(evidence.settings.get("model.backbone")))
+    if evidence.settings.get("model.weights") == "random" and not is_own:
+        return {
+            "remedy": "From random weights such layers hardly learn. Begin with pretrained ones:",
+            "option": "model.weights=hub",
+        }
+    return {"remedy": "Choose a network with shortcut connections, such as a ResNet.", "option": ""}
 
 
 def find_exploding_gradients(evidence: RunEvidence) -> Finding | None:
     """Find layers whose gradients are far larger than those of the others."""
     layers, typical = _measure_gradients(evidence)
-    strong = [one for one in layers if (one.relative_gradient or 0.0) > EXPLODING * typical]
+    limit = max(EXPLODING * typical, LEAST_EXPLODED)
+    strong = [one for one in layers if (one.relative_gradient or 0.0) > limit]
     if not strong:
         return None
     most = max(strong, key=lambda layer: layer.relative_gradient or 0.0)

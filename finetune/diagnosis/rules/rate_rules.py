@@ -7,8 +7,12 @@ from finetune.diagnosis.certainty import is_higher_loss, is_lower_accuracy
 from finetune.diagnosis.evidence import EpochRow, RunEvidence
 from finetune.diagnosis.finding import Finding
 from finetune.diagnosis.scores import get_train_score
-from finetune.diagnosis.suggestions import suggest_backbone_rate, suggest_rate
-from finetune.units import format_percent, format_scientific
+from finetune.diagnosis.suggestions import (
+    suggest_backbone_rate,
+    suggest_lower_rate,
+    suggest_rate,
+)
+from finetune.units import format_count, format_percent, format_scientific
 
 EXPLOSION_FACTOR = 10.0
 """Multiple of the loss of guessing from which a loss has exploded.
@@ -16,6 +20,9 @@ EXPLOSION_FACTOR = 10.0
 As in the note during training: far above the loss of a network that overfits, which is too sure of
 a few predictions. This one is sure of wrong predictions everywhere.
 """
+
+MIN_STEPS = 10
+"""Steps of a run below which small changes of its weights say nothing of the learning rate."""
 
 MIN_TOTAL_CHANGE = 1e-3
 """Relative change of the weights in a whole run below which the learning rate is too low.
@@ -47,6 +54,7 @@ def find_exploded_loss(evidence: RunEvidence) -> Finding | None:
     last = losses[-1][1]
     has_lasted = not last <= EXPLOSION_FACTOR * guess
     start = "" if before is None else f" from {before:.4f}"
+    remedy, option = suggest_lower_rate(evidence, 0.1)
     return Finding(
         rule="exploded_loss",
         severity="problem" if has_lasted else "warning",
@@ -63,8 +71,8 @@ def find_exploded_loss(evidence: RunEvidence) -> Finding | None:
             "last_loss": last,
             **({} if before is None else {"loss_before": before}),
         },
-        remedy="Lower the learning rate:",
-        option=suggest_rate(evidence, 0.1),
+        remedy=remedy,
+        option=option,
     )
 
 
@@ -82,6 +90,7 @@ def find_fall_from_probe(evidence: RunEvidence) -> Finding | None:
     if not _is_below_probe(evidence, lowest, probe):
         return None
     has_lasted = _is_below_probe(evidence, last, probe)
+    remedy, option = suggest_lower_rate(evidence, 0.1) if has_lasted else ("", "")
     return Finding(
         rule="fall_from_probe",
         severity="problem" if has_lasted else "info",
@@ -102,8 +111,8 @@ def find_fall_from_probe(evidence: RunEvidence) -> Finding | None:
             "last_accuracy": end,
             "validation_images": count,
         },
-        remedy="Lower the learning rate:" if has_lasted else "",
-        option=suggest_rate(evidence, 0.1) if has_lasted else "",
+        remedy=remedy,
+        option=option,
     )
 
 
@@ -176,14 +185,14 @@ def find_rate_too_low(evidence: RunEvidence) -> Finding | None:
         return None
     group, change = max(changes.items(), key=lambda item: item[1])
     is_learned = not is_lower_accuracy(score.value, 1.0, score.count, score.count)
-    if change >= MIN_TOTAL_CHANGE or is_learned:
+    if change >= MIN_TOTAL_CHANGE or is_learned or _has_few_steps(evidence):
         return None
     return Finding(
         rule="rate_too_low",
         severity="problem",
         title="Learning rate too low: the weights hardly moved",
         sentence=(
-            f"In {len(epochs)} epochs no layer group changed by more than "
+            f"In {format_count(len(epochs), 'epoch')} no layer group changed by more than "
             f"{format_scientific(change)} of its size ({group}). "
             f"{score.describe('the training images')}."
         ),
@@ -196,6 +205,18 @@ def find_rate_too_low(evidence: RunEvidence) -> Finding | None:
         remedy="Raise the learning rate, or leave optim.lr out so that it is chosen:",
         option=suggest_rate(evidence, _choose_raise(change)),
     )
+
+
+def _has_few_steps(evidence: RunEvidence) -> bool:
+    """Return whether the run had so few steps that any rate changes the weights little.
+
+    The rate rises from zero in the first steps, and falls to zero in the last ones.
+    """
+    batch_size = evidence.settings.get("trainer.batch_size")
+    if not isinstance(batch_size, int) or not evidence.data.num_train:
+        return False
+    steps = max(1, evidence.data.num_train // batch_size) * len(evidence.curves.epochs)
+    return steps < MIN_STEPS
 
 
 def _choose_raise(change: float) -> float:

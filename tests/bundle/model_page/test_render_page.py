@@ -147,6 +147,36 @@ def test_sections_state_the_data_and_the_limits_in_numbers() -> None:
         assert text in readme
 
 
+def test_images_of_several_labels_are_counted_once() -> None:
+    card = build_card(thresholds=(0.4, 0.6))
+    assert card.is_multi_label
+    assert card.num_train_images == 252
+    more = build_card(
+        thresholds=(0.4, 0.6), facts={**FACTS, "train_images": {"ants": 200, "bees": 240}}
+    )
+    assert more.num_train_images == 252
+    unknown = build_card(thresholds=(0.4, 0.6), facts={"train_images": {"ants": 12, "bees": 240}})
+    assert unknown.num_train_images is None
+    assert "Trained on" not in render_readme(unknown)
+    assert "Trained on 252 images." in render_readme(
+        build_card(facts={"train_images": {"ants": 12, "bees": 240}})
+    )
+    assert "much of what a label can look like" in render_readme(card)
+
+
+def test_classes_of_one_size_have_no_smallest() -> None:
+    facts = {**FACTS, "train_images": {"ants": 40, "bees": 40}}
+    assert "Fewest training images" not in render_readme(build_card(facts=facts))
+
+
+def test_numbers_of_folds_are_not_those_of_the_model() -> None:
+    facts = {**FACTS, "metrics": {"out_of_fold": {"accuracy": 0.95}},
+             "evaluations": {"out_of_fold": EVALUATION}}  # fmt: skip
+    text = "The model itself was not measured: no image of the run is new to it."
+    assert text in render_readme(build_card(facts=facts))
+    assert text not in render_readme(build_card())
+
+
 def test_page_says_that_a_fitted_temperature_is_not_used() -> None:
     calibration = {
         **FACTS["calibration"], "temperature": 1.0, "fitted_temperature": 1.0714,

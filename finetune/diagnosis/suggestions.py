@@ -18,6 +18,20 @@ def suggest_rate(evidence: RunEvidence, factor: float) -> str:
     return f"{key}={_format_number(min(_MAX_RATE, value * factor))}"
 
 
+def suggest_lower_rate(evidence: RunEvidence, factor: float) -> tuple[str, str]:
+    """Return the remedy and the option for a rate that is far too high.
+
+    A rate of the user's own after a linear probe is measured instead: a tenth of a rate that is a
+    thousand times too high does not help, and how far it is off nothing of such a run tells.
+    """
+    is_after_probe = evidence.settings.get("probe.enabled") == "on" and not (
+        evidence.divergence is not None and evidence.divergence.is_probe
+    )
+    if is_after_probe and "optim.lr" not in evidence.measured:
+        return "Let the learning rate be measured:", "optim.lr=auto"
+    return "Lower the learning rate:", suggest_rate(evidence, factor)
+
+
 def suggest_backbone_rate(evidence: RunEvidence, factor: float) -> str:
     """Return the option that multiplies the learning rates of the backbone only."""
     value = evidence.settings.get("optim.backbone_lr_scale")

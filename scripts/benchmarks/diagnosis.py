@@ -10,17 +10,22 @@ again. Prints a table in Markdown.
 
 ``--check`` trains other runs, on folders, draws and seeds that no threshold was set on: eight good
 ones and seven faulty ones, with EfficientNet-Lite0, too.
+
+``--cure`` trains with learning rates of 0.05 and 1, then with the rate that the diagnosis proposes,
+and so on until it finds none that is too high. Prints the validation accuracy of the linear probe
+and of the last epoch.
 """
 
 import os
 import re
 import subprocess
 import sys
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from dataclasses import dataclass
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from scripts.benchmarks.lib.diagnosis_check_folders import list_check_folders
+from scripts.benchmarks.lib.diagnosis_cures import follow_proposals, list_cure_folders
 from scripts.benchmarks.lib.diagnosis_folders import list_faulty_folders, list_good_folders
 
 _NETWORKS = {
@@ -98,6 +103,17 @@ def list_check_cases() -> list[Case]:
     ]
 
 
+def list_cure_cases() -> list[Case]:
+    """Return runs with a learning rate that is far too high: three networks and folders."""
+    resnet, mobilenet, lite = _NETWORKS
+    pairs = (("hymenoptera", resnet), ("glass-metal-100", mobilenet), ("digits-26", lite))
+    return [
+        Case(f"{folder}, {network}, {rate}", folder, network, (f"optim.lr={rate}",))
+        for rate in ("0.05", "1")
+        for folder, network in pairs
+    ]
+
+
 def run_fit(case: Case, data: Path, run: Path, weights: Path, cache: Path) -> None:
     """Run a fit unless it is complete; a fit that diverges keeps what it wrote."""
     if (run / ".done").is_file() or (run / "failed.txt").is_file():
@@ -131,6 +147,17 @@ def describe_findings(run: Path) -> str:
     return ", ".join(f"{one.severity}: {one.rule}" for one in findings) or "nothing"
 
 
+def describe_cure(case: Case, data: Path, options: Namespace) -> str:
+    """Return the rates that the diagnosis proposes one after the other, and what they lead to."""
+
+    def fit(run: Path, settings: tuple[str, ...]) -> None:
+        one = replace(case, settings=("trainer.epochs=3", "probe.stages=off", *settings))
+        run_fit(one, data, run, options.weights, options.output / "cache")
+
+    rounds = follow_proposals(case.name, case.settings[0], options.output / "cures", fit)
+    return "; ".join(one.describe() for one in rounds)
+
+
 def main() -> None:
     """Run what is missing and print the findings."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
@@ -139,18 +166,23 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--only", default="", help="regular expression for names of runs")
     parser.add_argument("--check", action="store_true", help="the runs of the independent check")
+    parser.add_argument("--cure", action="store_true", help="follow proposed learning rates")
     parser.add_argument("--no-findings", action="store_true", help="only run the fits")
     options = parser.parse_args()
     good = list_good_folders(options.images)
     builders = {**good, **list_faulty_folders(options.images)}
-    builders |= list_check_folders(options.images)
+    builders |= list_check_folders(options.images) | list_cure_folders(options.images)
     cases = list_check_cases() if options.check else list_cases(list(good))
+    cases = list_cure_cases() if options.cure else cases
     cases = [case for case in cases if re.search(options.only, case.name)]
     print("| run | findings |\n|---|---|", flush=True)
     for case in cases:
         data = options.output / "images" / case.folder
         if not data.is_dir():
             builders[case.folder](data)
+        if options.cure:
+            print(f"| {case.name} | {describe_cure(case, data, options)} |", flush=True)
+            continue
         run = options.output / "runs" / re.sub(r"[,: ]+", "-", case.name)
         run_fit(case, data, run, options.weights, options.output / "cache")
         found = "" if options.no_findings else describe_findings(run)

@@ -1,6 +1,6 @@
 """Choices that were made on validation images, whose metrics are therefore optimistic."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,6 +16,8 @@ _TRAINING_CHOICES = {
     "last_stage_epochs": "the epoch of the last stage",
     "learning_rate_falls": "when the learning rate fell",
     "epoch": "the epoch",
+    "early_stop": "when training ended",
+    "interpolation": "how much of the fine-tuning is kept",
 }
 """What each key of that fact means, in words."""
 
@@ -31,13 +33,11 @@ def list_validation_choices(cards: Iterable["ModelCard"]) -> tuple[str, ...]:
     choices = []
     for card in cards:
         facts = card.facts
-        choices += [text for key, text in _TRAINING_CHOICES.items() if key in _get_keys(facts)]
-        if facts.get("early_stop") is not None:
-            choices.append("when training ended")
+        choices += [
+            text for key, text in _TRAINING_CHOICES.items() if key in list_training_choices(facts)
+        ]
         if (facts.get("soup") or {}).get("method") == "greedy":
             choices.append("the runs of the soup")
-        if (facts.get("interpolation") or {}).get("fraction") is not None:
-            choices.append("how much of the fine-tuning is kept")
         if (facts.get("rebalancing") or {}).get("tau") is not None:
             choices.append("tau of the classifier")
         if "ensemble_weights" in facts:
@@ -63,9 +63,18 @@ def uses_fitted_temperature(facts: Mapping[str, Any]) -> bool:
     return fitted is None or calibration.get("temperature", fitted) == fitted
 
 
-def _get_keys(facts: Mapping[str, Any]) -> Sequence[str]:
-    keys: Sequence[str] = facts.get(TRAINING_CHOICES_KEY) or ()
-    return keys
+def list_training_choices(facts: Mapping[str, Any]) -> list[str]:
+    """Return the keys of what validation images chose in the training of a model.
+
+    Args:
+        facts: Facts of a card.
+    """
+    keys = [*(facts.get(TRAINING_CHOICES_KEY) or ())]
+    if facts.get("early_stop") is not None:
+        keys.append("early_stop")
+    if (facts.get("interpolation") or {}).get("fraction") is not None:
+        keys.append("interpolation")
+    return list(dict.fromkeys(keys))
 
 
 def describe_validation_choices(choices: Iterable[str], *, has_folds: bool = False) -> str:

@@ -13,10 +13,12 @@ import torch
 from PIL import Image
 from sklearn.metrics import average_precision_score, f1_score
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy
 
 import finetune
 from finetune.bundle.bundle import load_model
 from finetune.bundle.model_card import read_card_json
+from finetune.bundle.validation_choices import list_training_choices
 from finetune.commands.fit.fit import FitResult
 from finetune.commands.run_images import read_run_images
 from finetune.config.load import build_config
@@ -294,8 +296,6 @@ def test_mean_of_multi_label_models_is_evaluated_predicted_and_exported(
 ) -> None:
     other = other_run
     paths = [run.run_dir, other.run_dir]
-    with pytest.raises(ConfigError, match="--weights val cannot apply"):
-        finetune.evaluate(paths, weights="val")
     results = [
         finetune.predict(run.run_dir, stripes),
         finetune.predict(other.run_dir, stripes),
@@ -365,7 +365,11 @@ def test_soups_of_multi_label_runs_average_weights_and_choose_thresholds_anew(
     assert [one["chosen"] for one in greedy.soup["runs"]] == [True, takes_both]
     assert any("Mean average precision on 21 shared" in note for note in reporter.notes)
     readme = (tmp_path / "greedy/README.md").read_text()
-    assert "also chose the runs of the soup" in readme
+    facts = load_model(tmp_path / "greedy").card.facts
+    chosen = [key for path in paths for key in list_training_choices(load_model(path).card.facts)]
+    assert facts["training_choices"] == list(dict.fromkeys(chosen))
+    assert chosen
+    assert "the runs of the soup" in readme
 
 
 def test_compare_multi_label_scores_backbones_as_the_probe_of_fit_does(
@@ -401,6 +405,28 @@ def predict_targets(model: Path, run_dir: Path) -> tuple[Tensor, Tensor]:
         [manifest.root / sample.path for sample in samples]
     )
     return probabilities, torch.from_numpy(manifest.encode_targets(samples))
+
+
+def test_weights_of_multi_label_models_minimise_the_log_loss_of_labels(
+    run: FitResult, other_run: FitResult
+) -> None:
+    paths = [run.run_dir, other_run.run_dir]
+    result = finetune.evaluate(paths, split="val", weights="val")
+    weights = [weight for _, weight in result.members]
+    assert sum(weights) == pytest.approx(1)
+    (one, targets), (two, _) = (predict_targets(path, run.run_dir) for path in paths)
+    losses = [
+        compute_log_loss(targets, share * one + (1 - share) * two)
+        for share in np.linspace(0, 1, 101).tolist()
+    ]
+    assert result.evaluation.metrics["loss"] == pytest.approx(min(losses), abs=1e-4)
+    assert 100 * weights[0] == pytest.approx(int(np.argmin(losses)), abs=1)
+    assert "the weights of the models" in result.validation_choices
+
+
+def compute_log_loss(targets: Tensor, probabilities: Tensor) -> float:
+    """Return the mean log loss over images and labels."""
+    return float(binary_cross_entropy(probabilities.double(), targets.double()))
 
 
 def test_fit_multi_label_refuses_label_smoothing_of_loss_without_it(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finetune.bundle.bundle import ModelBundle, combine_models, load_model
 from finetune.commands.ensembles.distinct_models import (
@@ -14,6 +15,7 @@ from finetune.commands.ensembles.distinct_models import (
 )
 from finetune.commands.ensembles.member_runs import find_shared_validation_images, read_member_runs
 from finetune.commands.ensembles.weighting import check_weighting
+from finetune.data.manifest import Manifest
 from finetune.errors import ConfigError
 from finetune.evaluation.mixture_weights import compute_mixture_loss, fit_mixture_weights
 from finetune.inference.predictor import Predictor
@@ -82,7 +84,7 @@ def load_models(
     Args:
         paths: Run folders, bundle folders or checkpoints.
         weights: "equal", or "val" for those that minimise the log loss of the mean on the
-            validation images that all runs share.
+            validation images that all runs share; of multi-label models over images and labels.
         device: Device that predicts the validation images.
         batch_size: Images per batch there.
         reporter: Receives progress, and a note on fitted weights.
@@ -101,11 +103,6 @@ def load_models(
     check_distinct_models(models, paths)
     if weights == "equal":
         return combined
-    if combined.card.is_multi_label:
-        raise ConfigError(
-            f"--weights {weights} cannot apply to models that give any number of labels to an "
-            f"image. Leave out --weights, for the mean."
-        )
     fit = _fit_weights(combined, models, paths, device, batch_size, reporter)
     reporter.note(_describe_fit(fit, paths))
     kept = [(m, w) for m, w in zip(models, fit.weights, strict=True) if w > 0]
@@ -155,16 +152,15 @@ def _fit_weights(
     """Return the weights of the models that minimise the log loss on shared validation images."""
     members = read_member_runs(paths)
     images = find_shared_validation_images(members, option="--weights val", reporter=reporter)
-    index = {name: number for number, name in enumerate(combined.card.classes)}
-    labels = np.array([index[sample.label] for sample in images.samples])
+    manifest = Manifest(images.root, combined.card.classes, tuple(images.samples))
+    targets = manifest.encode_targets(images.samples)
     files = [images.root / sample.path for sample in images.samples]
     predictor = Predictor(combined, device=device, batch_size=batch_size)
     reporter.start("fitting weights", len(files))
     logits = predictor.predict_logits(files, on_batch=reporter.advance)
     reporter.finish()
     by_member = predictor.compute_member_probabilities(logits).double().numpy()
-    columns = by_member[:, np.arange(len(labels)), labels].T
-    columns = _merge_ensembles(columns, models)
+    columns = _merge_ensembles(_select_true(by_member, targets), models)
     weights = fit_mixture_weights(columns)
     equal = np.full(len(models), 1 / len(models))
     weights = np.where(weights < _MIN_WEIGHT, 0.0, weights)
@@ -177,9 +173,24 @@ def _fit_weights(
     )
 
 
+def _select_true(by_member: NDArray[np.float64], targets: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the probability of the true class of each image, shape (N, members).
+
+    Of multi-label images that is the probability of each answer, shape (N * K, members): of yes for
+    the labels of an image, and of no for the others.
+
+    Args:
+        by_member: Probabilities of each member, shape (members, N, K).
+        targets: Class indices, shape (N,), or 1 for each label, shape (N, K).
+    """
+    if targets.ndim == 1:
+        return by_member[:, np.arange(len(targets)), targets].T
+    return np.where(targets > 0, by_member, 1 - by_member).reshape(len(by_member), -1).T
+
+
 def _merge_ensembles(
-    columns: "np.ndarray[Any, np.dtype[np.float64]]", models: Sequence[ModelBundle]
-) -> "np.ndarray[Any, np.dtype[np.float64]]":
+    columns: NDArray[np.float64], models: Sequence[ModelBundle]
+) -> NDArray[np.float64]:
     """Return the columns (N, models) of models, for those (N, members) of the ensembles in them."""
     merged, start = [], 0
     for model in models:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from finetune.bundle.bundle import ModelBundle, load_model
 from finetune.bundle.model_card import ModelCard
+from finetune.bundle.validation_choices import TRAINING_CHOICES_KEY, list_training_choices
 from finetune.commands.ensembles.distinct_models import check_distinct_models
 from finetune.commands.ensembles.member_runs import find_shared_validation_images, read_member_runs
 from finetune.commands.ensembles.soup_checks import check_soup
@@ -189,9 +190,10 @@ def _clear_facts(first: ModelBundle, bundles: Sequence[ModelBundle]) -> ModelBun
         "flipped_by", "data",
     )  # fmt: skip
     facts = {key: first.card.facts[key] for key in kept if key in first.card.facts}
-    # a part of scores leaves the mean without a class prior
+    choices = (list_training_choices(bundle.card.facts) for bundle in bundles)
+    facts[TRAINING_CHOICES_KEY] = list(dict.fromkeys(key for keys in choices for key in keys))
     if score_losses := [one.card.score_loss for one in bundles if one.card.score_loss is not None]:
-        facts["loss"] = score_losses[0]
+        facts["loss"] = score_losses[0]  # a part of scores leaves the mean without a class prior
     return replace(first, card=replace(first.card, facts=facts))
 
 

@@ -15,7 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from finetune.api import (
+    from finetune.api.dataset_functions import (
         compare,
         find_learning_rate,
         fit,
@@ -56,17 +56,17 @@ __all__ = [
 ]
 
 _LAZY_IMPORTS = {
-    "fit": "finetune.api",
-    "plan_fit": "finetune.api",
-    "find_learning_rate": "finetune.api",
+    "fit": "finetune.api.dataset_functions",
+    "plan_fit": "finetune.api.dataset_functions",
+    "find_learning_rate": "finetune.api.dataset_functions",
     "resume": "finetune.commands.fit.fit",
-    "tune": "finetune.api",
-    "resume_tune": "finetune.api",
+    "tune": "finetune.api.dataset_functions",
+    "resume_tune": "finetune.api.dataset_functions",
     "evaluate": "finetune.commands.evaluate",
     "predict": "finetune.commands.predict.predict",
     "stream_predictions": "finetune.commands.predict.predict",
-    "compare": "finetune.api",
-    "inspect": "finetune.api",
+    "compare": "finetune.api.dataset_functions",
+    "inspect": "finetune.api.dataset_functions",
     "export": "finetune.commands.export.export",
     "push": "finetune.commands.push.push",
     "fetch": "finetune.commands.fetch",

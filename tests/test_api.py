@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import finetune
-from finetune.api import OPTION_KEYS, FitOptions, build_fit_config
+from finetune.api.fit_options import OPTION_KEYS, FitOptions, build_fit_config
 from finetune.cli.options.config_flags import FLAG_KEYS
 from finetune.config.load import build_config, diff_from_defaults
 from finetune.errors import ConfigError, DataError
@@ -133,8 +133,8 @@ def test_tune_reads_the_space_of_a_file_and_adds_it_to_the_default_one(
 
 def test_build_fit_config_imports_no_torch(photos: Path) -> None:
     code = (
-        "import sys; from finetune.api import build_fit_config; build_fit_config(sys.argv[1]); "
-        "print('torch' in sys.modules)"
+        "import sys; from finetune.api.fit_options import build_fit_config; "
+        "build_fit_config(sys.argv[1]); print('torch' in sys.modules)"
     )
     assert run_python(code, photos) == "False\n"
 

@@ -1,0 +1,1 @@
+"""Functions of ``import finetune`` that accept a data path instead of a config."""

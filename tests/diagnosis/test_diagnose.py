@@ -192,15 +192,15 @@ def test_option_of_an_easier_validation_applies_to_multi_label_images() -> None:
     assert finding.numbers["val_mean_average_precision"] == 0.95
 
 
-def test_small_validation_of_multi_label_images_names_no_cross_validation() -> None:
+def test_small_validation_of_multi_label_images_names_a_cross_validation() -> None:
     finding = _RULE_OF["small_validation"].find(create_label_scores(0.8, 0.75, num_images=40))
     assert finding is not None
     assert finding.sentence.startswith(
         "The mean average precision of 40 validation images is 75.0%, and may be anything from "
     )
     assert finding.numbers["mean_average_precision"] == 0.75
-    assert finding.option == ""
-    assert "cross-validation" not in finding.remedy
+    assert finding.option == "cross_validation.num_folds=5"
+    assert finding.remedy == "Let each image be validated once by a cross-validation:"
 
 
 @pytest.mark.parametrize(

@@ -30,19 +30,17 @@ def find_small_validation(evidence: RunEvidence) -> Finding | None:
     if high - low <= MAX_INTERVAL:
         return None
     total, value = validation.num_images, format_percent(score.value)
-    images, option = format_count(total, "validation image"), ""
+    images, option = format_count(total, "validation image"), suggest_division(evidence)
+    remedy = (
+        "Let each image be validated once by a cross-validation:"
+        if option
+        else "All folds together have more validation images, and only more images are enough."
+    )
     interval = f"may be anything from {format_percent(low)} to {format_percent(high)}"
     if score.is_average_precision:
         start = f"The mean average precision of {images} is {value}, and {interval}"
-        remedy = "Only more validation images are enough: add images, or raise data.val_fraction."
     else:
         start = f"Of {images} {score.num_correct:,} are correct: the accuracy of {value} {interval}"
-        option = suggest_division(evidence)
-        remedy = (
-            "Let each image be validated once by a cross-validation:"
-            if option
-            else "All folds together have more validation images, and only more images are enough."
-        )
     return Finding(
         rule="small_validation",
         severity="warning",

@@ -78,16 +78,14 @@ def run_missing(options: Namespace) -> None:
             seed=seed,
             is_mirrored=case.name not in options.no_mirror,
         )
-        val, test = task.probe_scores
-        results = [{"name": "probe", "val": val, "test": test}]
         known = {line["name"] for line in read_lines(options.results) if get_key(line) == key}
+        if "probe" not in known:
+            val, test = task.probe_scores
+            _append(options.results, key, {"name": "probe", "val": val, "test": test})
         for variant in list_variants(task.steps_per_epoch, settle_steps=options.settle_steps):
             if variant.name not in known:
-                results.append(run_variant(task, variant, seed=seed, is_last_only=True))
-            for result in results:
-                if result["name"] not in known:
-                    _append(options.results, key, result)
-            results = []
+                result = run_variant(task, variant, seed=seed, is_last_only=True)
+                _append(options.results, key, result)
         print(*key, flush=True)
 
 

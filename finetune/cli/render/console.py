@@ -1,5 +1,6 @@
 """Console reporter: notes, plan, progress bar and tables, at most 80 columns wide."""
 
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -47,9 +48,13 @@ class ConsoleReporter(Reporter):
         self._epoch_header: list[str] = []
 
     def note(self, message: str) -> None:
-        """Print what a command does and finds; such lines have no prefix."""
-        lines = wrap_message(message, self.console.width)
-        self.console.print(escape("\n".join(lines)), soft_wrap=True)
+        """Print what a command does and finds; such lines have no prefix.
+
+        They are wrapped where the number of columns is known; files and pipes have whole lines.
+        """
+        if self.console.is_terminal or os.environ.get("COLUMNS"):
+            message = "\n".join(wrap_message(message, self.console.width))
+        self.console.print(escape(message), soft_wrap=True)
         failure = output_streams.get_failure(1) if self._ends_with_reader else None
         if failure is not None and output_streams.is_closed_pipe(failure):
             raise typer.Exit

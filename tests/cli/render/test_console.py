@@ -273,6 +273,20 @@ def test_progress_bar_only_on_terminal(capsys: pytest.CaptureFixture[str]) -> No
     assert "2/3" in screen.getvalue()
 
 
+def test_note_is_wrapped_where_the_width_is_known_and_whole_in_a_file(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = f"Run folder: /{'long/' * 20}run (60 s, of which the last stage took half)"
+    monkeypatch.delenv("COLUMNS", raising=False)
+    ConsoleReporter().note(text)
+    assert capsys.readouterr().out == f"{text}\n"
+    monkeypatch.setenv("COLUMNS", "60")
+    ConsoleReporter().note(text)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "(60 s, of which the last stage took half)"
+    assert " ".join(lines) == text
+
+
 def test_show_evaluation_states_tta(capsys: pytest.CaptureFixture[str]) -> None:
     ConsoleReporter().show_evaluation(build_evaluation(2))
     assert "tta" not in capsys.readouterr().out

@@ -105,8 +105,13 @@ def find_run_early_stop(run: RunFolder, config: Config) -> EarlyStop | None:
 
 def _describe_restart(run: RunFolder, config: ResolvedConfig) -> str:
     """Return a sentence on where a run without completed steps resumes."""
-    if config.probe.enabled != "on":
-        return "No checkpoint was saved; starting with the first epoch."
-    if config.is_probe_only and run.best_checkpoint_path.is_file():
+    has_no_epochs = config.is_probe_only or _count_epochs(run, config) == 0
+    if has_no_epochs and run.best_checkpoint_path.is_file():
         return "The linear probe is saved; its model remains to be evaluated and written."
-    return "No checkpoint was saved; starting with the linear probe, from cached features."
+    if config.probe.enabled == "on":
+        start = "starting with the linear probe, from cached features."
+    else:
+        start = "starting with the first epoch."
+    # a refit begins as a run that is resumed
+    is_refit = read_refit_choice(run) is not None
+    return start.capitalize() if is_refit else f"No checkpoint was saved; {start}"

@@ -186,7 +186,22 @@ def _add_advice(config: Config, audit: Audit) -> Audit:
     if any("splits" in group.conflicts for group in audit.duplicates or ()):
         reason = "held-out images have duplicates in the training data"
         advice.append({"option": "data.leakage", "value": "drop", "reason": reason})
+    if small := _list_small_classes(config, audit):
+        reason = f"too few images to hold some out, which stops fit: {', '.join(small)}"
+        advice.append({"option": "data.min_images_per_class", "value": "1", "reason": reason})
     return replace(audit, advice=advice)
+
+
+def _list_small_classes(config: Config, audit: Audit) -> list[str]:
+    """Return the classes that a drawn split refuses, with their numbers of images."""
+    counts = audit.class_counts.get("all")
+    if counts is None or audit.labels is not None:
+        return []
+    minimum = config.data.min_images_per_class
+    if minimum == "auto":
+        minimum = 1 + (config.data.val_fraction > 0) + (config.data.test_fraction > 0)
+    small = [f"{name} ({count})" for name, count in counts.items() if count < minimum]
+    return [*small[:5], *([f"{len(small) - 5} more"] if len(small) > 5 else [])]
 
 
 def _build_training_advice(config: Config, audit: Audit) -> list[dict[str, Any]]:

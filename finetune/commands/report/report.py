@@ -8,6 +8,7 @@ from typing import Any
 
 import finetune
 from finetune.commands.early_checks.stored_files import check_no_stored_file
+from finetune.commands.ensembles.distinct_models import check_distinct_paths
 from finetune.commands.report.collect import read_facts
 from finetune.commands.report.photos.collect_photos import add_changed_photos, add_photos
 from finetune.errors import ConfigError, StorageError
@@ -75,6 +76,7 @@ def report(
     folders = [Path(path) for path in paths]
     if output is not None and Path(output).name != RunFolder(folders[0]).report_path.name:
         check_no_stored_file("--output", Path(output))
+    check_distinct_paths(folders)
     facts = [_choose_split(read_facts(folder), split) for folder in folders]
     if len(facts) > 1:
         check_same_classes(facts)

@@ -286,6 +286,23 @@ def test_inspect_csv_without_training_split(photos: Path, tmp_path: Path, split:
     assert result.audit.advice == [], "there are no training images"
 
 
+def test_inspect_names_the_classes_that_stop_fit(photos: Path, tmp_path: Path) -> None:
+    def find_reason(**keys: Any) -> str | None:
+        result = run_inspect(photos, tmp_path / "audit", **keys)
+        found = {one["option"]: one["reason"] for one in result.audit.advice}
+        return found.get("data.min_images_per_class")
+
+    assert find_reason() is None
+    (photos / "owl").mkdir()
+    write_jpeg(photos / "owl" / "1.jpg", create_scene(7))
+    assert find_reason() == "too few images to hold some out, which stops fit: owl (1)"
+    write_jpeg(photos / "owl" / "2.jpg", create_scene(8))
+    assert find_reason() is None
+    reason = find_reason(**{"data.test_fraction": 0.2})
+    assert reason is not None
+    assert reason.endswith("owl (2)")
+
+
 def test_inspect_advice_subtracts_held_out_images(photos: Path, tmp_path: Path) -> None:
     result = run_inspect(photos, tmp_path / "audit", **{"data.val_fraction": 0.5})
     advice = {one["option"]: one for one in result.audit.advice}

@@ -140,10 +140,13 @@ def test_write_report_of_python_takes_one_run_or_several(tmp_path: Path) -> None
     page = finetune.write_report(OLD_RUN, output=tmp_path / "one.html", images=False)
     assert page.output.read_text(encoding="utf-8").count("<img") == 0
     assert page.runs == (str(OLD_RUN),)
-    both = finetune.write_report([OLD_RUN, str(OLD_RUN)], output=tmp_path / "two.html")
+    copy = shutil.copytree(OLD_RUN, tmp_path / "copy")
+    both = finetune.write_report([OLD_RUN, str(copy)], output=tmp_path / "two.html")
     assert "Comparison of runs" in both.output.read_text(encoding="utf-8")
     with pytest.raises(ConfigError, match="split='train': unknown split"):
         finetune.write_report(OLD_RUN, split="train")
+    with pytest.raises(ConfigError, match="is given twice"):
+        finetune.write_report([OLD_RUN, str(OLD_RUN)])
     with pytest.raises(ConfigError, match="No run was given"):
         finetune.write_report([])
 

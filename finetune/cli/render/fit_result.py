@@ -171,6 +171,9 @@ def _describe_model(summary: Mapping[str, Any]) -> str:
         f"expected {metric.replace('_', ' ')} {format_metric(metric, entry['mean'])} ({interval}) "
         f"from {num_folds} folds"
     )
+    if metric != "accuracy":  # no mean over images: with few of a label, that of a fold is too high
+        pooled = format_metric(metric, summary[OUT_OF_FOLD]["metrics"].get(metric))
+        expected += f", {pooled} of all held-out images together"
     is_tested = any(not split.startswith(OUT_OF_FOLD) for split in summary["final"]["metrics"])
     measured = "" if is_tested else "; not measured on this model itself"
     return f"Model: {name}; {expected}{measured}."

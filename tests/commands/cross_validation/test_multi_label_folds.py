@@ -15,6 +15,8 @@ from sklearn.metrics import average_precision_score, f1_score
 
 import finetune
 from finetune.bundle.bundle import load_model
+from finetune.cli.render.console import ConsoleReporter
+from finetune.cli.render.fit_result import show_fit
 from finetune.commands.fit.fit import FitResult
 from finetune.config.load import build_config
 from finetune.evaluation.multi_label.label_thresholds import choose_thresholds
@@ -213,3 +215,18 @@ def test_ensemble_of_the_same_folds_has_the_same_thresholds_and_is_exported(
     assert exported.parity.num_same_labels == exported.parity.num_images
     page = (copy / "bundle" / "README.md").read_text(encoding="utf-8")
     assert "The thresholds have the highest F1 on the held-out images of the folds." in page
+
+
+def test_result_tells_the_mean_of_the_folds_and_the_score_of_all_images(
+    run: FitResult, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show_fit(ConsoleReporter(), run.to_json())
+    lines = capsys.readouterr().out.splitlines()
+    assert max(len(line) for line in lines if str(run.run_dir) not in line) <= 80
+    assert run.cross_validation is not None
+    mean = run.cross_validation["metrics"]["mean_average_precision"]["mean"]
+    pooled = run.metrics["out_of_fold"]["mean_average_precision"]
+    text = " ".join(lines)
+    assert f"expected mean average precision {mean:.1%} (" in text
+    assert f"{pooled:.1%} of all held-out images together" in text
+    assert "at thresholds chosen on the other folds" in text

@@ -218,11 +218,13 @@ def test_ensemble_of_the_same_folds_has_the_same_thresholds_and_is_exported(
 
 
 def test_result_tells_the_mean_of_the_folds_and_the_score_of_all_images(
-    run: FitResult, capsys: pytest.CaptureFixture[str]
+    run: FitResult, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     show_fit(ConsoleReporter(), run.to_json())
     lines = capsys.readouterr().out.splitlines()
-    assert max(len(line) for line in lines if str(run.run_dir) not in line) <= 80
+    end = next(row for row, line in enumerate(lines) if line.startswith("Run folder:"))
+    assert [line for line in lines[:end] if len(line) > 80] == []
     assert run.cross_validation is not None
     mean = run.cross_validation["metrics"]["mean_average_precision"]["mean"]
     pooled = run.metrics["out_of_fold"]["mean_average_precision"]

@@ -28,7 +28,7 @@ def suggest_lower_rate(evidence: RunEvidence, factor: float) -> tuple[str, str]:
         evidence.divergence is not None and evidence.divergence.is_probe
     )
     if is_after_probe and "optim.lr" not in evidence.measured:
-        return "Let the learning rate be measured:", "optim.lr=auto"
+        return "Let a new run measure the learning rate:", "optim.lr=auto"
     return "Lower the learning rate:", suggest_rate(evidence, factor)
 
 

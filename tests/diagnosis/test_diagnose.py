@@ -113,7 +113,7 @@ def test_rate_of_the_user_that_is_far_too_high_after_a_probe_is_left_to_be_measu
         finding = diagnose(replace(run, measured=measured, settings=settings))[0]
         return finding.remedy, finding.option
 
-    assert find(frozenset(), "on") == ("Let the learning rate be measured:", "optim.lr=auto")
+    assert find(frozenset(), "on") == ("Let a new run measure the learning rate:", "optim.lr=auto")
     remedy, option = find(frozenset(), "off")
     assert remedy == "Lower the learning rate:"
     assert option.startswith("optim.lr=0.")

@@ -151,7 +151,7 @@ def test_fine_tuning_that_diverges_keeps_the_probe_as_best_model(
     assert read_score(run, -1, "loss") > read_score(run, 0, "loss")
     # one voice: the diagnosis names what happened, and no other line advises
     assert output.index("Diagnosis:") < output.index(
-        "Let the learning rate be measured:"
+        "Let a new run measure the learning rate:"
         if optimizer == "adamw"
         else "note: Fine-tuning did not improve on the linear probe"
     )

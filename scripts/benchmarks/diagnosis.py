@@ -171,7 +171,7 @@ def main() -> None:
     options = parser.parse_args()
     good = list_good_folders(options.images)
     builders = {**good, **list_faulty_folders(options.images)}
-    builders |= list_check_folders(options.images) | list_cure_folders(options.images)
+    builders |= {**list_check_folders(options.images), **list_cure_folders(options.images)}
     cases = list_check_cases() if options.check else list_cases(list(good))
     cases = list_cure_cases() if options.cure else cases
     cases = [case for case in cases if re.search(options.only, case.name)]

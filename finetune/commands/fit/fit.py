@@ -14,7 +14,12 @@ from finetune.commands.cross_validation.cross_validate import (
 )
 from finetune.commands.fit.prepare import prepare_run
 from finetune.commands.fit.process_group import open_rendezvous
-from finetune.commands.fit.resume import build_resume_config, collect_overrides, find_existing_run
+from finetune.commands.fit.resume import (
+    build_resume_config,
+    collect_overrides,
+    describe_kept_values,
+    find_existing_run,
+)
 from finetune.commands.fit.run_tracking.sweep_run import adopt_sweep_run
 from finetune.commands.fit.run_tracking.tracker_table import check_trackers
 from finetune.commands.fit.single_run import (
@@ -128,6 +133,7 @@ def resume(
     with signals.allow_interrupts(), open_rendezvous(config.trainer, reporter) as rendezvous:
         if rendezvous is not None and rendezvous.launch.rank > 0:
             return join_run(rendezvous, start)
+        _note_kept_values(config, assignments, flags, reporter)
         return resume_run(run, config, reporter, rendezvous, start)
 
 
@@ -143,11 +149,23 @@ def plan_resume(
     run = run_folder.open_existing(path)
     reporter = reporter or Reporter()
     config = build_resume_config(run, assignments=assignments, flags=flags)
+    _note_kept_values(config, assignments, flags, reporter)
     if run.folds_csv_path.is_file():
         _check_layers(with_layers=with_layers)
         return plan_resumed_folds(run, config, reporter)
     training, plan = prepare_resume(run, config, reporter)
     return _add_layers(plan, training, reporter) if with_layers else plan
+
+
+def _note_kept_values(
+    config: Config,
+    assignments: Mapping[str, Any] | None,
+    flags: Mapping[str, tuple[str, Any]] | None,
+    reporter: Reporter,
+) -> None:
+    """Show which values of a resumed run "auto" does not choose anew."""
+    if (kept := describe_kept_values(config, assignments, flags)) is not None:
+        reporter.note(kept)
 
 
 def _check_layers(*, with_layers: bool) -> None:

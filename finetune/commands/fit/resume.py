@@ -19,6 +19,7 @@ from finetune.commands.stored_run import (
     read_stored_manifest,
     read_stored_tree,
 )
+from finetune.config.auto import get_config_value
 from finetune.config.load import build_config, diff_configs, get_explicit_values
 from finetune.config.schema import Config
 from finetune.data.training_data import TrainingData
@@ -155,6 +156,29 @@ def build_resume_config(
     _check_changes(stored, config, has_started=_has_started(run, stored))
     _check_epochs(run, config)
     return config
+
+
+def describe_kept_values(
+    config: Config,
+    assignments: Mapping[str, Any] | None,
+    flags: Mapping[str, tuple[str, Any]] | None,
+) -> str | None:
+    """Return what a resumed run makes of "auto" as value: it keeps its own; None without any.
+
+    Args:
+        config: Config of the resumed run.
+        assignments: Dotted keys to new values.
+        flags: Dotted keys to option names and new values.
+    """
+    values = {**(assignments or {}), **{key: value for key, (_, value) in (flags or {}).items()}}
+    kept = {key: get_config_value(config, key) for key, value in values.items() if value == "auto"}
+    shown = [f"{key}={format_yaml_value(v)}" for key, v in kept.items() if v not in ("auto", None)]
+    if not shown:
+        return None
+    return (
+        f"The run keeps {', '.join(shown)}: auto chooses a value for new runs only, and a resumed "
+        f"one continues with what it began with."
+    )
 
 
 def rebuild_training(run: RunFolder, config: Config) -> Training:

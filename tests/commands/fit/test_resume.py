@@ -210,7 +210,9 @@ def test_fit_resume_auto_accepts_explicit_auto(photos: Path, tmp_path: Path) -> 
     recorder = RecordingReporter()
     finetune.fit(small, reporter=recorder)
     assert any("complete" in note for note in recorder.notes)
+    assert not any("keeps" in note for note in recorder.notes)
     finetune.resume(run, flags={"trainer.epochs": ("--epochs", "auto")}, reporter=recorder)
+    assert any("The run keeps trainer.epochs=1: auto" in note for note in recorder.notes)
     assert len(read_rows(run)) == 1
 
 

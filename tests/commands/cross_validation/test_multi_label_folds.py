@@ -205,11 +205,12 @@ def test_ensemble_of_the_same_folds_has_the_same_thresholds_and_is_exported(
     assert model.card.thresholds == pytest.approx(load_model(run.run_dir).card.thresholds)
     assert result.metrics["out_of_fold"] == pytest.approx(run.metrics["out_of_fold"])
     files = [stripes / f"{number:02}.png" for number in range(54, 66)]
-    mean = sum(
+    members = [
         Predictor(load_model(copy / "folds" / fold), device="cpu").predict_proba(files)
         for fold in ("1", "2")
-    )
-    assert torch.allclose(Predictor(model, device="cpu").predict_proba(files), mean / 2, atol=1e-5)
+    ]
+    mean = torch.stack(members).mean(dim=0)
+    assert torch.allclose(Predictor(model, device="cpu").predict_proba(files), mean, atol=1e-5)
     exported = finetune.export(copy, tmp_path / "model")
     assert exported.parity is not None
     assert exported.parity.num_same_labels == exported.parity.num_images

@@ -81,8 +81,9 @@ def build_label_remarks(result: Mapping[str, Any], *, show_labels: bool = True) 
             "F1, precision and recall of each fold are at thresholds chosen on the other folds. "
             "The thresholds listed are those of the model, chosen on all held-out images."
             if result.get("thresholds_chosen_on") == "other_folds"
-            else "F1, precision and recall are those at the thresholds, which were chosen on the "
-            "validation images."
+            else "F1, precision and recall are those at the thresholds of the model, which were "
+            "chosen on validation images (of a cross-validation: on the images that folds hold "
+            "out)."
         )
     return [line for remark in remarks for line in textwrap.wrap(remark, _WIDTH)]
 

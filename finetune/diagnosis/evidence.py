@@ -45,6 +45,11 @@ class EpochRow:
         return self.train_eval.get("accuracy", self.train_eval.get("subset_accuracy"))
 
     @property
+    def accuracy_name(self) -> str:
+        """What ``val_accuracy`` is called."""
+        return "accuracy" if "accuracy" in self.val else "subset accuracy"
+
+    @property
     def trained_groups(self) -> frozenset[str]:
         """Layer groups with a learning rate above 0."""
         return frozenset(name for name, rate in self.learning_rates.items() if rate > 0)

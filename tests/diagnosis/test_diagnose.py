@@ -179,6 +179,7 @@ def test_multi_label_run_is_judged_by_images_that_are_right_in_all_labels() -> N
     assert good.numbers["mean_average_precision"] == 0.9
     fallen = diagnose(to_multi_label(FIRING["fall_from_probe"][0]))
     assert [finding.rule for finding in fallen] == ["fall_from_probe"]
+    assert fallen[0].sentence.startswith("Validation subset accuracy fell from ")
 
 
 def test_option_of_an_easier_validation_applies_to_multi_label_images() -> None:

@@ -23,9 +23,7 @@ _LAST_PART = 3
 def find_still_improving(evidence: RunEvidence) -> Finding | None:
     """Find a run whose validation images still improve at its end."""
     epochs = [
-        (row.epoch, row.val_accuracy)
-        for row in evidence.curves.epochs
-        if row.val_accuracy is not None
+        (row, row.val_accuracy) for row in evidence.curves.epochs if row.val_accuracy is not None
     ]
     count = evidence.data.num_val
     if len(epochs) < 2 or not count or evidence.curves.is_stopped_early:
@@ -39,14 +37,14 @@ def find_still_improving(evidence: RunEvidence) -> Finding | None:
         severity="warning",
         title="Underfitting: still improving at the end",
         sentence=(
-            f"Validation accuracy rose from {format_percent(start)} in epoch {first} to "
-            f"{format_percent(end)} in epoch {last}, the last one, by more than chance for "
-            f"{format_count(count, 'image')}."
+            f"Validation {last.accuracy_name} rose from {format_percent(start)} in epoch "
+            f"{first.epoch} to {format_percent(end)} in epoch {last.epoch}, the last one, by more "
+            f"than chance for {format_count(count, 'image')}."
         ),
         numbers={
             "accuracy": end,
             "accuracy_before": start,
-            "epoch_before": first,
+            "epoch_before": first.epoch,
             "validation_images": count,
         },
         remedy="Train for more epochs:",

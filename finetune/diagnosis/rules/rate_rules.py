@@ -97,10 +97,11 @@ def find_fall_from_probe(evidence: RunEvidence) -> Finding | None:
         title=(
             "Learning rate too high: fine-tuning destroyed the features"
             if has_lasted
-            else f"Accuracy fell below the probe's in epoch {lowest.epoch}, and recovered"
+            else f"{probe.accuracy_name.capitalize()} fell below the probe's in epoch "
+            f"{lowest.epoch}, and recovered"
         ),
         sentence=(
-            f"Validation accuracy fell from {format_percent(start)} (linear probe) to "
+            f"Validation {probe.accuracy_name} fell from {format_percent(start)} (linear probe) to "
             f"{format_percent(low)} in epoch {lowest.epoch}, that of the training images as well, "
             f"and was {format_percent(end)} after the last epoch."
         ),

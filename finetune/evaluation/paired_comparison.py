@@ -221,6 +221,9 @@ def _compute_macro_f1(
 
 
 def compute_percentiles(values_R: NDArray[np.float64]) -> tuple[float, float]:
-    """Return the 95% interval of a statistic from its resampled values, shape (R,)."""
-    low, high = np.percentile(values_R, (2.5, 97.5))
+    """Return the 95% interval of a statistic from its resampled values, shape (R,).
+
+    Resamples that do not define the statistic, with the value nan, are left out.
+    """
+    low, high = np.percentile(values_R[~np.isnan(values_R)], (2.5, 97.5))
     return float(low), float(high)

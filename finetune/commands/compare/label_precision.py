@@ -32,7 +32,8 @@ class LabelPrecision:
 
     Attributes:
         value: On the validation images.
-        resampled: In each resample of them, shape (R,).
+        resampled: In each resample of them, shape (R,); nan in those without any label, which say
+            nothing.
         num_labelled: Number of validation images with a label.
     """
 
@@ -53,7 +54,7 @@ class LabelPrecision:
             return compute_wilson_interval(right, self.num_labelled)
         center = math.log(self.value / (1 - self.value))
         # the derivative of the logit, for the spread of the logits
-        half = _Z * float(self.resampled.std()) / (self.value * (1 - self.value))
+        half = _Z * float(np.nanstd(self.resampled)) / (self.value * (1 - self.value))
         low, high = (1 / (1 + math.exp(-(center + sign * half))) for sign in (-1, 1))
         return low, high
 
@@ -66,9 +67,10 @@ class LabelPrecision:
 
         That is twice the fraction of resamples in which the sign of the difference is not that of
         most; one resample more counts as such (Davison and Hinkley 1997, section 4.2), so that the
-        value is at least 0.001.
+        value is at least 0.001. Resamples without any label are left out.
         """
         change_R = self.resampled - other.resampled
+        change_R = change_R[~np.isnan(change_R)]
         fewer = min(int((change_R <= 0).sum()), int((change_R >= 0).sum()))
         return min(1.0, 2 * (fewer + 1) / (len(change_R) + 1))
 
@@ -83,7 +85,7 @@ def measure_label_precision(
     """Measure the mean average precision in resamples of the images.
 
     Whole groups are resampled. In a resample without an image with a label, the mean is over the
-    other labels.
+    other labels; without any label it is nan.
 
     Args:
         probabilities_NK: Probability of each label, shape (N, K).

@@ -37,7 +37,7 @@ def compare_paired_labels(
 
     Of the mean average precision and the log loss, the intervals are percentiles of a paired
     bootstrap over the images; in a resample without an image with a label, the mean is over the
-    others. An image is right if all of its labels are; the interval of their fraction is that of
+    others, and a resample without any label is left out. An image is right if all of its labels are; the interval of their fraction is that of
     Bonett and Price, as in ``compare_paired``. With groups, whole groups are resampled.
 
     Args:
@@ -118,7 +118,7 @@ def compute_weighted_means(
 ) -> NDArray[np.float64]:
     """Return the mean average precision of weighted images, shape (R,).
 
-    The mean is over the labels that an image with a weight has.
+    The mean is over the labels that an image with a weight has; nan where there is none.
 
     Args:
         table_NK: Probability of each label, shape (N, K).
@@ -142,5 +142,5 @@ def compute_weighted_means(
         is_defined_R = present_R > 0
         total_R += np.divide(sums_R, present_R, out=np.zeros_like(sums_R), where=is_defined_R)
         defined_R += is_defined_R
-    means: NDArray[np.float64] = total_R / np.maximum(defined_R, 1)
-    return means
+    undefined_R = np.full_like(total_R, np.nan)
+    return np.divide(total_R, defined_R, out=undefined_R, where=defined_R > 0)

@@ -1,5 +1,7 @@
 """Tests of ``finetune.commands.compare.label_precision``, against a plain bootstrap loop."""
 
+import math
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -64,3 +66,25 @@ def test_p_value_is_small_for_a_difference_and_one_for_none() -> None:
     low, high = poor.compute_difference_interval(good)
     assert low < poor.value - good.value < high < 0
     assert good.compute_p_value(good) == 1
+
+
+def test_resamples_without_any_label_are_left_out() -> None:
+    random = np.random.default_rng(0)
+    is_true = np.arange(60)[:, None] < 2  # a resample lacks both images in 13% of cases
+    good, poor = (
+        measure(random.normal(size=(60, 1)) + lift * is_true, is_true, np.arange(60))
+        for lift in (2.0, 0.0)
+    )
+    is_defined = ~np.isnan(good.resampled)
+    assert is_defined.mean() == pytest.approx(1 - (58 / 60) ** 60, abs=0.03)
+    assert (is_defined == ~np.isnan(poor.resampled)).all()
+    change = (good.resampled - poor.resampled)[is_defined]
+    assert good.compute_difference_interval(poor) == pytest.approx(
+        tuple(np.percentile(change, (2.5, 97.5)))
+    )
+    fewer = int(min((change <= 0).sum(), (change >= 0).sum()))
+    assert good.compute_p_value(poor) == pytest.approx(2 * (fewer + 1) / (len(change) + 1))
+    assert good.compute_p_value(poor) < 0.05
+    low, high = (math.log(end / (1 - end)) for end in good.interval)
+    spread = good.resampled[is_defined].std() / (good.value * (1 - good.value))
+    assert high - low == pytest.approx(2 * 1.96 * spread, rel=1e-3)

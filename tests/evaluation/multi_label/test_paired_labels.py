@@ -76,3 +76,16 @@ def test_images_of_a_group_are_resampled_together() -> None:
         one.differences["loss"].high - one.differences["loss"].low for one in (alone, grouped)
     ]
     assert widths[1] == pytest.approx(2 * widths[0], rel=0.15)
+
+
+def test_resamples_without_any_label_are_left_out() -> None:
+    labels = np.arange(60)[:, None] < 2  # a resample lacks both images in 13% of cases
+    before = np.linspace(0.1, 0.9, 60)[:, None]
+    after = before[::-1].copy()
+    result = compare_paired_labels(before, after, labels, thresholds=([0.5], [0.5]), seed=0)
+    entry = result.differences["mean_average_precision"]
+
+    assert entry.before < 0.1
+    assert entry.after == 1
+    assert entry.low > 0.8
+    assert entry.verdict == "better"

@@ -37,8 +37,9 @@ def compare_paired_labels(
 
     Of the mean average precision and the log loss, the intervals are percentiles of a paired
     bootstrap over the images; in a resample without an image with a label, the mean is over the
-    others, and a resample without any label is left out. An image is right if all of its labels are; the interval of their fraction is that of
-    Bonett and Price, as in ``compare_paired``. With groups, whole groups are resampled.
+    others, and a resample without any label is left out. An image is right if all of its labels
+    are; the interval of their fraction is that of Bonett and Price, as in ``compare_paired``. With
+    groups, whole groups are resampled.
 
     Args:
         before_NK: Probabilities of the first model, shape (N, K), in [0, 1].

@@ -35,7 +35,8 @@ def summarise_folds(
     Args:
         cross_validation: Images and folds.
         out_of_fold: Predictions of the images that folds hold out.
-        num_label_errors: Number of images whose labels are probably wrong.
+        num_label_errors: Number of labels that are probably wrong: of images of one class the
+            number of images; a multi-label image counts once for each of its labels.
 
     Raises:
         RunFolderError: The bundle of a fold is damaged.

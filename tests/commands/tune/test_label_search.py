@@ -14,6 +14,7 @@ from sklearn.metrics import average_precision_score, log_loss
 import finetune
 from finetune.bundle.bundle import load_model
 from finetune.commands.tune.hold_out import halve_validation
+from finetune.commands.tune.space.label_space import choose_shared_monitor
 from finetune.commands.tune.space.search_space import SearchDimension
 from finetune.commands.tune.tune import TuneOptions, plan_tune, tune
 from finetune.commands.tune.tune_result import TuneResult
@@ -126,6 +127,17 @@ def test_search_of_losses_that_distort_probabilities_is_judged_by_precision(
     assert plan.settings.overrides["checkpoint.monitor"] == PRECISION
     given = build_study_config(colours, tmp_path / "study", checkpoint__monitor="loss")
     assert plan_tune(given, TuneOptions(space=space)).settings.monitor == "loss"
+
+
+def test_null_among_the_choices_of_a_search_does_not_change_what_judges_it() -> None:
+    space = (
+        SearchDimension("model.drop_rate", (None, 0.2)),
+        SearchDimension("optim.lr", (), 1e-4, 1e-2),
+        SearchDimension("imbalance.strategy", ("none",)),
+    )
+    assert choose_shared_monitor(Config(), space) is None
+    weighted = SearchDimension("imbalance.strategy", ("none", "class_weights"))
+    assert choose_shared_monitor(Config(), (*space, weighted)) == PRECISION
 
 
 def test_given_validation_images_without_labels_are_refused(tmp_path: Path) -> None:

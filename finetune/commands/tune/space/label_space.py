@@ -56,5 +56,8 @@ def choose_shared_monitor(config: Config, space: Sequence[SearchDimension]) -> s
     """
     if config.checkpoint.monitor != "auto" or config.trainer.monitor != "auto":
         return None
-    distorts = any(_DISTORTING_CHOICES.get(one.key) in one.choices for one in space if one.choices)
+    distorts = any(
+        one.key in _DISTORTING_CHOICES and _DISTORTING_CHOICES[one.key] in one.choices
+        for one in space
+    )
     return MEAN_AVERAGE_PRECISION if distorts else None

@@ -25,6 +25,7 @@ from finetune.errors import RunFolderError
 from finetune.system.files import write_text
 from finetune.system.run_folder import RunFolder
 from finetune.types import Reporter
+from finetune.units import is_number
 
 _FILE = "refit.json"
 
@@ -58,9 +59,16 @@ class RefitChoice:
         """Return the choice in JSON values.
 
         Raises:
-            TypeError: A value is missing or of another kind.
+            TypeError: A value is missing or of another kind, or ``tree`` is no mapping.
         """
-        thresholds = tree.get("thresholds")
+        if not isinstance(tree, Mapping):
+            raise TypeError(f"it has {json.dumps(tree)} instead of a mapping")
+        thresholds, position = tree.get("thresholds"), tree.get("position")
+        numbers = [tree.get("num_epochs"), tree.get("temperature"), *(thresholds or ())]
+        if position is not None:
+            numbers.append(position)
+        if not all(is_number(number) for number in numbers):
+            raise TypeError("a value is no number")
         return cls(**{**tree, "thresholds": None if thresholds is None else tuple(thresholds)})
 
 

@@ -53,7 +53,11 @@ class CompareResult:
 
     @property
     def p_values(self) -> list[float | None]:
-        """McNemar p-value of each row against the first, Holm-corrected; None for the first."""
+        """P-value of each row against the first, Holm-corrected; None for the first.
+
+        It is McNemar's of the images that are right, for multi-label images that of the paired
+        difference of mean average precision.
+        """
         if not self.rows:
             return []
         first, *others = self.rows
@@ -103,7 +107,9 @@ class CompareResult:
         metric = self.rows[0].compared_metric if self.rows else "accuracy"
         ends = (f"{metric}_low", f"{metric}_high")
         names = _get_metric_names(self.rows)
-        fields = [*_LEADING_COLUMNS, *names, *ends, *_TRAILING_COLUMNS, "error"]
+        has_stages = not self.rows or self.rows[0].precision is None
+        trailing = [name for name in _TRAILING_COLUMNS if has_stages or name not in _STAGE_COLUMNS]
+        fields = [*_LEADING_COLUMNS, *names, *ends, *trailing, "error"]
         writer = csv.DictWriter(text, fields, lineterminator="\n")
         writer.writeheader()
         for row, p_value in zip(self.rows, self.p_values, strict=True):
@@ -133,9 +139,12 @@ _LEADING_COLUMNS = (
     "backbone", "weights", "image_size", "num_parameters", "gmacs", "images_per_second",
     "training_memory_gb",
 )  # fmt: skip
+_STAGE_COLUMNS = ("stage_accuracy_lead", "stage_loss_ratio")
+"""Columns of heads on earlier stages, which multi-label images have not."""
+
 _TRAILING_COLUMNS = (
     "p_value_vs_best", "imagenet_top1_error",
-    "imagenet_top5_error", "imagenet_source", "stage_accuracy_lead", "stage_loss_ratio",
+    "imagenet_top5_error", "imagenet_source", *_STAGE_COLUMNS,
     "num_images", "num_images_computed", "seconds",
 )  # fmt: skip
 

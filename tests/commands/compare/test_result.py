@@ -164,6 +164,10 @@ def test_multi_label_rows_are_compared_by_mean_average_precision() -> None:
     line = next(csv.DictReader(io.StringIO(comparison.to_csv())))
     assert float(line["mean_average_precision_low"]) == low
     assert "accuracy_low" not in line
+    stages = {"stage_accuracy_lead", "stage_loss_ratio"}
+    assert not stages & set(line)
+    of_classes = next(csv.DictReader(io.StringIO(result(row("a", range(3))).to_csv())))
+    assert stages <= set(of_classes)
 
 
 def test_multi_label_row_with_better_loss_and_lower_precision_is_stated() -> None:

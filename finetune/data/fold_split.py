@@ -46,12 +46,31 @@ def assign_sample_folds(
     else:
         folds = _assign_class_folds(samples, num_folds, seed=seed, min_images=min_images)
     if set(range(1, num_folds + 1)) - set(folds.tolist()):
-        num_groups = len(np.unique(group_samples(samples)))
-        raise DataError(
-            f"{format_count(len(samples), 'image')} in {format_count(num_groups, 'group')} that "
-            f"stay together cannot fill {num_folds} folds. Use fewer folds (--folds)."
-        )
+        raise DataError(_describe_empty_fold(samples, folds, num_folds))
     return folds
+
+
+def _describe_empty_fold(
+    samples: Sequence[Sample], folds: NDArray[np.int64], num_folds: int
+) -> str:
+    """Return why images cannot fill the folds, with a remedy."""
+    is_held_out = folds != NEVER_HELD_OUT
+    num_only_train = int((~is_held_out).sum())
+    groups = np.unique(group_samples(samples)[is_held_out])
+    images = format_count(int(is_held_out.sum()), "image")
+    kind = "class" if samples[0].labels is None else "label"
+    cause = ""
+    if num_only_train:
+        cause = (
+            f"{format_count(num_only_train, 'image')} only train, so that each {kind} is in the "
+            f"training images of every fold. The other "
+        )
+    if len(groups) < is_held_out.sum():
+        images += f" in {format_count(len(groups), 'group')} that stay together"
+    remedy = "Add images" + (f" of each {kind}" if num_only_train else "")
+    if num_folds > 2 and len(groups) > 1:
+        remedy += ", or use fewer folds (--folds)"
+    return f"{cause}{images} cannot fill {num_folds} folds. {remedy}."
 
 
 def _assign_class_folds(

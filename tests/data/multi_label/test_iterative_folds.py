@@ -108,6 +108,25 @@ def test_large_groups_fill_the_folds_or_are_refused() -> None:
     assert set(assign_sample_folds(uneven, 2, seed=0)) == {1, 2}
 
 
+def test_rare_labels_that_leave_folds_empty_are_named_as_the_cause() -> None:
+    def build(num_common: int, num_rare: int) -> list[Sample]:
+        rare = [Sample(f"r{i}.png", f"r{i}", labels=(f"r{i}",)) for i in range(num_rare)]
+        return [*(Sample(f"{i}.png", "x", labels=("x",)) for i in range(num_common)), *rare]
+
+    cause = "7 images only train, so that each label is in the training images of every fold. "
+    with pytest.raises(DataError) as error:
+        assign_sample_folds(build(2, 7), 3, seed=0)
+    assert str(error.value) == (
+        f"{cause}The other 2 images cannot fill 3 folds. Add images of each label, or use fewer "
+        f"folds (--folds)."
+    )
+    with pytest.raises(DataError) as error:
+        assign_sample_folds(build(0, 7), 2, seed=0)
+    assert str(error.value) == (
+        f"{cause}The other 0 images cannot fill 2 folds. Add images of each label."
+    )
+
+
 def test_minimum_of_images_of_each_label_is_kept() -> None:
     with pytest.raises(DataError, match=r"min_images_per_class=5 images: 'd' \(\d\)"):
         assign_sample_folds(make_samples(50), 3, seed=0, min_images=5)

@@ -136,21 +136,3 @@ def _check_single_label(config: Config) -> None:
                 f"{key}={name} cannot apply to images of one class each: it is a metric of "
                 f"multi-label images. Set accuracy, balanced_accuracy, macro_f1 or loss."
             )
-
-
-def refuse_multi_label(what: str, *, is_multi_label: bool, remedy: str) -> None:
-    """Check that something is not requested for multi-label images that cannot be done with them.
-
-    Args:
-        what: Option or command.
-        remedy: What to do instead, as a sentence.
-        is_multi_label: Whether an image has any number of labels.
-
-    Raises:
-        ConfigError: It is.
-    """
-    if is_multi_label:
-        raise ConfigError(
-            f"{what} cannot be used with multi-label images, which have any number of labels: it "
-            f"is for images of one class each. {remedy}"
-        )

@@ -8,7 +8,7 @@ import pytest
 from finetune.config.auto import choose_auto_values
 from finetune.config.facts import Facts
 from finetune.config.load import build_config, replace_values
-from finetune.config.multi_label import LABEL_LOSSES, refuse_multi_label, resolve_task
+from finetune.config.multi_label import LABEL_LOSSES, resolve_task
 from finetune.config.schema import Config
 from finetune.errors import ConfigError
 from finetune.losses import MULTI_LABEL_LOSSES
@@ -130,12 +130,6 @@ def test_label_columns_of_one_class_are_refused() -> None:
 
 def test_names_of_losses_are_those_of_the_table() -> None:
     assert LABEL_LOSSES == MULTI_LABEL_LOSSES
-
-
-def test_refuse_multi_label_names_what_was_requested() -> None:
-    refuse_multi_label("--folds", is_multi_label=False, remedy="Leave it out.")
-    with pytest.raises(ConfigError, match="--folds cannot be used with multi-label images"):
-        refuse_multi_label("--folds", is_multi_label=True, remedy="Leave it out.")
 
 
 @pytest.mark.parametrize("found", [None, True, 1.5, ["a"]])

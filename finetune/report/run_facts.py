@@ -23,6 +23,8 @@ class SplitPredictions:
         groups: Number of the group of dependent images of each image, shape (N,).
         target: Class index of each image, shape (N,), or 1 for each of its labels, shape (N, K).
         probabilities: Class probabilities, shape (N, K).
+        thresholds: Probability from which each label of each image is predicted, shape (N, K), in
+            place of the thresholds of the model; None for these, and for one class of each image.
     """
 
     paths: Sequence[str]
@@ -30,6 +32,7 @@ class SplitPredictions:
     groups: NDArray[np.int64]
     target: NDArray[Any]
     probabilities: NDArray[np.float64]
+    thresholds: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

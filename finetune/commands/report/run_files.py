@@ -3,11 +3,13 @@
 import csv
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finetune.audit.report import parse_audit
 from finetune.data.manifest import Manifest
@@ -78,17 +80,38 @@ def read_split_predictions(path: Path, manifest: Manifest, split: Split) -> Spli
 
 
 def read_out_of_fold(run: RunFolder, manifest: Manifest) -> SplitPredictions | None:
-    """Return the predictions of each image by the fold that holds it out; None without any."""
+    """Return the predictions of each image by the fold that holds it out; None without any.
+
+    Multi-label images have thresholds that the images of other folds chose.
+    """
     by_path = {sample.path: sample for sample in manifest.samples}
     try:
         with run.out_of_fold_path.open(encoding="utf-8", newline="") as stream:
             rows = list(csv.DictReader(stream))
         samples = [by_path[row["path"]] for row in rows]
         probabilities = [[float(row[f"p {name}"]) for name in manifest.classes] for row in rows]
+        folds = np.array([int(row["fold"]) for row in rows], np.int64)
     except (OSError, KeyError, ValueError) as error:
         _skip(run.out_of_fold_path, error)
         return None
-    return build_predictions(manifest, samples, np.asarray(probabilities)) if samples else None
+    if not samples:
+        return None
+    found = build_predictions(manifest, samples, np.asarray(probabilities))
+    return replace(found, thresholds=_choose_thresholds(found, folds))
+
+
+def _choose_thresholds(
+    predictions: SplitPredictions, folds_N: NDArray[np.int64]
+) -> NDArray[np.float64] | None:
+    """Return the thresholds that other folds chose, (N, K); None for one class of each image."""
+    if predictions.target.ndim == 1 or len(np.unique(folds_N)) < 2:
+        return None
+    import torch  # reading files needs no torch otherwise
+
+    from finetune.evaluation.multi_label.label_folds import choose_fold_thresholds
+
+    table, target = map(torch.from_numpy, (predictions.probabilities, predictions.target))
+    return choose_fold_thresholds(table, target, folds_N)
 
 
 def build_predictions(

@@ -22,13 +22,15 @@ from finetune.evaluation.significance import compute_mcnemar_p_value
 
 # shape suffixes: N images, K labels, R resamples
 
+Thresholds = Sequence[float] | NDArray[np.float64]
+
 
 def compare_paired_labels(
     before_NK: NDArray[np.float64],
     after_NK: NDArray[np.float64],
     is_true_NK: NDArray[np.bool_],
     *,
-    thresholds: tuple[Sequence[float], Sequence[float]],
+    thresholds: tuple[Thresholds, Thresholds],
     seed: int,
     groups_N: NDArray[np.int64] | None = None,
     num_resamples: int = NUM_RESAMPLES,
@@ -45,7 +47,8 @@ def compare_paired_labels(
         before_NK: Probabilities of the first model, shape (N, K), in [0, 1].
         after_NK: Probabilities of the second model, shape (N, K).
         is_true_NK: Whether each image has each label, shape (N, K).
-        thresholds: Probability from which each label is predicted, K of them for each model.
+        thresholds: Probability from which each label is predicted by each model, shape (K,), or
+            (N, K) where it differs between images.
         seed: Seed of the bootstrap.
         groups_N: Group of each image, shape (N,); None if the images are independent.
         num_resamples: Number of bootstrap resamples.

@@ -10,7 +10,6 @@ from finetune.report.comparison.runs_section import label_runs
 from finetune.report.comparison.shared_images import (
     HELD_OUT,
     SharedImages,
-    get_thresholds,
     match_images,
 )
 from finetune.report.run_facts import RunFacts
@@ -104,8 +103,8 @@ def build_changed(runs: Sequence[RunFacts]) -> ChangedSection | None:
             pair = labels[0], label
             lists.append(
                 _list_changes(shared, runs[0], pair)
-                if shared.target.ndim == 1
-                else _list_label_changes(shared, runs[0], run, pair)
+                if shared.thresholds is None
+                else _list_label_changes(shared, shared.thresholds, runs[0], pair)
             )
     return ChangedSection(tuple(lists)) if lists else None
 
@@ -135,11 +134,13 @@ def _list_changes(shared: SharedImages, first: RunFacts, labels: tuple[str, str]
 
 
 def _list_label_changes(
-    shared: SharedImages, first: RunFacts, second: RunFacts, labels: tuple[str, str]
+    shared: SharedImages,
+    limits: tuple[NDArray[np.float64], NDArray[np.float64]],
+    first: RunFacts,
+    labels: tuple[str, str],
 ) -> ChangedList:
     """Return the images of which any label is predicted by one run only."""
     thumbnails = {} if first.photos is None else first.photos.thumbnails
-    limits = [np.asarray(values) for values in get_thresholds(first, second, shared)]
     is_true = shared.target > 0
     before, after = shared.before >= limits[0], shared.after >= limits[1]
     is_changed = before != after

@@ -14,7 +14,6 @@ from finetune.report.comparison.shared_images import (
     HELD_OUT,
     SharedImages,
     get_held_out,
-    get_thresholds,
     match_images,
 )
 from finetune.report.number_formats import format_difference, format_metric, format_metric_name
@@ -100,7 +99,7 @@ def _test_split(
         images += f"; {format_count(shared.num_only_one)} others are held out by one run only"
     if shared.num_relabelled:
         images += f"; {format_count(shared.num_relabelled)} are left out, as their classes differ"
-    result = _compare(first, second, shared)
+    result = _compare(shared)
     is_right = "is right in all labels" if first.is_multi_label else "is right"
     changes = (
         f"{labels[1]} alone {is_right} on {format_count(result.num_only_second, 'image')}, "
@@ -111,9 +110,9 @@ def _test_split(
     return PairedTest(*labels, f"On {images}.", rows, changes)
 
 
-def _compare(first: RunFacts, second: RunFacts, shared: SharedImages) -> PairedComparison:
+def _compare(shared: SharedImages) -> PairedComparison:
     """Return the paired comparison on shared images, of which at least one has a label."""
-    if shared.target.ndim == 1:
+    if shared.thresholds is None:
         return compare_paired(
             shared.before, shared.after, shared.target, seed=_SEED, groups_N=shared.groups
         )
@@ -121,7 +120,7 @@ def _compare(first: RunFacts, second: RunFacts, shared: SharedImages) -> PairedC
         shared.before,
         shared.after,
         shared.target > 0,
-        thresholds=get_thresholds(first, second, shared),
+        thresholds=shared.thresholds,
         seed=_SEED,
         groups_N=shared.groups,
     )

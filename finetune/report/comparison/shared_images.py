@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune.evaluation.multi_label.label_metrics import DEFAULT_THRESHOLD
+from finetune.report.image_thresholds import get_image_thresholds
 from finetune.report.run_facts import RunFacts, SplitPredictions
 
 HELD_OUT = ("test", "val")
@@ -25,7 +25,8 @@ class SharedImages:
         groups: Group of dependent images of each, shape (N,).
         before: Probabilities by the first run, shape (N, K).
         after: Probabilities by the second run, shape (N, K).
-        order: Index of each class of the first run in the second run.
+        thresholds: Probability from which each label of each image is predicted by either run, in
+            the class order of the first, each of shape (N, K); None for one class of each image.
         num_only_one: Images that only one of the runs holds out.
         num_relabelled: Shared images that are left out, as their classes differ.
     """
@@ -38,7 +39,7 @@ class SharedImages:
     after: NDArray[np.float64]
     num_only_one: int
     num_relabelled: int
-    order: Sequence[int]
+    thresholds: tuple[NDArray[np.float64], NDArray[np.float64]] | None
 
 
 def get_held_out(facts: RunFacts, split: str) -> SplitPredictions | None:
@@ -71,6 +72,12 @@ def match_images(first: RunFacts, second: RunFacts, split: str) -> SharedImages 
     else:
         same = [(a, b) for a, b in pairs if one.target[a] == position[other.target[b]]]
     rows, others = (np.array([pair[k] for pair in same], np.int64) for k in (0, 1))
+    thresholds = None
+    if one.target.ndim == 2:
+        thresholds = (
+            get_image_thresholds(first, one)[rows],
+            get_image_thresholds(second, other)[others][:, order],
+        )
     return SharedImages(
         split,
         [one.paths[row] for row in rows],
@@ -80,19 +87,8 @@ def match_images(first: RunFacts, second: RunFacts, split: str) -> SharedImages 
         other.probabilities[others][:, order],
         len(one.paths) + len(other.paths) - 2 * len(pairs),
         len(pairs) - len(same),
-        order,
+        thresholds,
     )
-
-
-def get_thresholds(
-    first: RunFacts, second: RunFacts, shared: SharedImages
-) -> tuple[list[float], list[float]]:
-    """Return the thresholds of the labels of two runs, in the order of the first, K of each."""
-    one, other = (
-        list(run.card.get("thresholds") or [DEFAULT_THRESHOLD] * len(run.classes))
-        for run in (first, second)
-    )
-    return one, [other[index] for index in shared.order]
 
 
 def _pair_rows(one: SplitPredictions, other: SplitPredictions) -> list[tuple[int, int]]:

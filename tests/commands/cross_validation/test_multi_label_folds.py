@@ -18,6 +18,7 @@ from finetune.bundle.bundle import load_model
 from finetune.cli.render.console import ConsoleReporter
 from finetune.cli.render.fit_result import show_fit
 from finetune.commands.fit.fit import FitResult
+from finetune.commands.report.collect import read_facts
 from finetune.config.load import build_config
 from finetune.evaluation.multi_label.label_thresholds import choose_thresholds
 from finetune.inference.predictor import Predictor
@@ -136,6 +137,16 @@ def test_joined_metrics_equal_scikit_learn_on_the_out_of_fold_predictions(run: F
     low, high = statistics["interval"]
     assert low < statistics["mean"] < high
     assert json.loads((run.run_dir / "cross_validation.json").read_text()) == run.cross_validation
+
+
+def test_report_judges_images_at_the_thresholds_of_other_folds(run: FitResult) -> None:
+    rows = read_out_of_fold(run.run_dir)
+    found = read_facts(run.run_dir).predictions["out_of_fold"]
+    assert list(found.paths) == [row["path"] for row in rows]
+    assert found.thresholds is not None
+    flags = found.probabilities >= found.thresholds
+    assert (flags == encode([row["predicted"] for row in rows])).all()
+    assert len(np.unique(found.thresholds, axis=0)) == 2
 
 
 def test_out_of_fold_predictions_are_those_of_the_fold_that_holds_the_image_out(

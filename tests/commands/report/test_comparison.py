@@ -199,6 +199,44 @@ def test_runs_on_multi_label_images_are_tested_with_labels_in_any_order() -> Non
     assert "True labels" in page
 
 
+def test_folds_are_compared_at_the_thresholds_of_each_image() -> None:
+    target = np.array([[1, 0, 0]] * 3)
+    tables = np.full((2, 3, 3), 0.1)
+    tables[:, :, 0] = [[0.4], [0.6]]
+    limits = np.full((3, 3), 0.5)
+    limits[:, 0] = [0.3, 0.45, 0.45]  # of the first run, whose card has lower ones
+    one, other = (build_predictions(target, table) for table in tables)
+    order = [2, 0, 1]
+    moved = replace(  # the same images, turned round, with labels in another order
+        other,
+        paths=other.paths[::-1],
+        target=target[:, order],
+        probabilities=other.probabilities[:, order],
+        thresholds=np.array([[0.5, 0.5, 0.5], [0.5, 0.5, 0.5], [0.5, 0.7, 0.5]]),
+    )
+    runs = [
+        RunFacts(
+            name=name, path=name, classes=classes, card={"thresholds": [0.2] * 3},
+            predictions={"out_of_fold": found},
+        )
+        for name, classes, found in (
+            ("a", CLASSES, replace(one, thresholds=limits)),
+            ("b", tuple(CLASSES[index] for index in order), moved),
+        )
+    ]  # fmt: skip
+    # the first run is right on 0.png, the second one on 1.png and 2.png
+    [test] = build_paired(runs).tests
+    assert "b alone is right in all labels on 2 images, a alone on 1 (" in test.changes
+    changed = build_changed(runs)
+    assert changed is not None
+    kinds = {image.path: image.kind for image in changed.lists[0].images}
+    assert kinds == {
+        "0.png": "now wrong: ant dropped",
+        "1.png": "now right: ant added",
+        "2.png": "now right: ant added",
+    }
+
+
 def test_changed_labels_of_an_image_are_named_by_the_thresholds_of_each_run() -> None:
     target = np.array([[1, 0, 1], [0, 0, 0], [1, 1, 0], [0, 1, 0]])
     tables = (

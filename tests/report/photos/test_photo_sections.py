@@ -72,6 +72,20 @@ def test_mistakes_of_several_labels_name_the_missed_and_the_added() -> None:
     )  # fmt: skip
 
 
+def test_mistakes_of_folds_are_judged_at_the_thresholds_of_each_image() -> None:
+    target = np.array([[1, 0, 0], [1, 0, 0]])
+    table = [[0.4, 0.1, 0.1], [0.4, 0.1, 0.1]]
+    limits = np.array([[0.39, 0.5, 0.5], [0.45, 0.5, 0.5]])  # those of two folds
+    found = replace(build_predictions(target, table), thresholds=limits)
+    card = {"facts": {"metrics": {"val": {}}}, "thresholds": [0.2, 0.2, 0.2]}
+    section = build_mistakes(build_facts(target, table, card=card, predictions={"val": found}))
+    assert section is not None
+    assert [one.path for one in section.worst] == ["1.png"]
+    assert section.worst[0].lines == (("missed", "a 40%"),)
+    shown = {one.path: one.lines[1] for one in section.uncertain}
+    assert shown == {"0.png": ("threshold", "39.0%"), "1.png": ("threshold", "45.0%")}
+
+
 def test_pairs_show_both_directions_with_the_most_certain_mistakes_first() -> None:
     table = [[0.4, 0.6, 0], [0.1, 0.9, 0], [0.8, 0.2, 0], [0.9, 0, 0.1], [0, 0.1, 0.9]]
     section = build_pairs(build_facts([0, 0, 1, 2, 2], table))

@@ -23,6 +23,7 @@ from finetune.commands.report.photos.run_network import RunNetwork
 from finetune.commands.report.photos.sprite_sheet import choose_side, draw_sprite_sheet, shrink
 from finetune.commands.report.photos.time_budget import TimeBudget
 from finetune.data.manifest import Manifest
+from finetune.report.image_thresholds import get_image_thresholds
 from finetune.report.photos.feature_map import FeatureMap
 from finetune.report.run_facts import RunFacts
 from finetune.types import Split
@@ -116,9 +117,8 @@ def _list_images(facts: RunFacts, split: str, manifest: Manifest) -> _Images:
         predicted = table.argmax(axis=1)
         is_wrong = predicted != target
     else:
-        limits = np.asarray(facts.card.get("thresholds") or [0.5] * table.shape[1])
         predicted = np.full(len(target), -1)
-        is_wrong = ((table >= limits) != (target > 0)).any(axis=1)
+        is_wrong = ((table >= get_image_thresholds(facts, predictions)) != (target > 0)).any(axis=1)
     samples = manifest.get_samples(Split.TRAIN)
     generator = np.random.default_rng(0)
     chosen = generator.permutation(len(samples))[

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from finetune.report.image_thresholds import get_image_thresholds
 from finetune.report.photos.photo_card import PhotoCard, build_card
 from finetune.report.run_facts import RunFacts, SplitPredictions
 from finetune.report.sections.headline import choose_main_split, name_split
@@ -86,9 +87,7 @@ def _build_of_labels(
     facts: RunFacts, predictions: SplitPredictions, split: str
 ) -> MistakesSection | None:
     """Return the images with the largest log loss over their labels."""
-    thresholds = np.asarray(facts.card.get("thresholds") or (), np.float64)
-    if len(thresholds) != len(facts.classes):
-        thresholds = np.full(len(facts.classes), 0.5)
+    thresholds = get_image_thresholds(facts, predictions)
     table, target = predictions.probabilities, predictions.target > 0
     chosen = table >= thresholds
     is_wrong = (chosen != target).any(axis=1)
@@ -117,7 +116,7 @@ def _build_of_labels(
 
     def describe_uncertain(row: int) -> PhotoCard:
         column = int(distance[row].argmin())
-        limit = format_percent(float(thresholds[column]))
+        limit = format_percent(float(thresholds[row, column]))
         lines = (
             ("label", f"{facts.classes[column]} {format_percent(float(table[row, column]))}"),
             ("threshold", limit),

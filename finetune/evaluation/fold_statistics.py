@@ -14,10 +14,18 @@ METHOD = (
 
 LABEL_METHOD = (
     "mean over the folds; 95% interval by the corrected resampled t-test (Nadeau and Bengio 2003), "
-    "and at least as wide as that of a bootstrap over all held-out images; F1 and subset accuracy "
-    "of a fold at thresholds chosen on the other folds"
+    "and at least as wide as that of a bootstrap over all held-out images, which macro F1 has only "
+    "if each label is in 10 of them or more, mean average precision if it is in 20 or more, and no "
+    "metric of more than 666,666 pairs of image and label; F1 and subset accuracy of a fold at "
+    "thresholds chosen on the other folds"
 )
 """The same of multi-label images."""
+
+THRESHOLDS_KEY = "thresholds_chosen_on"
+"""Key of an evaluation as JSON whose labels are counted at other thresholds than the model's."""
+
+OTHER_FOLDS = "other_folds"
+"""Value of that key: the thresholds of each fold were chosen on the images of the others."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -174,7 +174,13 @@ def test_classes_of_several_labels_have_thresholds_and_no_matrix() -> None:
     assert section.noun == "label"
     assert section.tables[0].columns == ("Images", "Threshold", "Average precision")
     assert section.tables[0].rows[0][1][1].text == "0.250"
-    assert render_report(facts, version="1")
+    page = render_report(facts, version="1")
+    assert "those of the model" not in page
+    pooled = {**evaluations["val"], "metrics": {}, "thresholds_chosen_on": "other_folds"}
+    # the thresholds of the model stand beside F1 at those of other folds
+    folds = replace(facts, card={"thresholds": [0.25]}, folds={"out_of_fold": pooled, "folds": []})
+    page = render_report(replace(folds, predictions={}), version="1")
+    assert "The thresholds listed are those of the model, chosen on all held-out images." in page
 
 
 @pytest.mark.parametrize(

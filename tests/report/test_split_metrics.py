@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from finetune.evaluation.fold_statistics import LABEL_METHOD
 from finetune.evaluation.metrics import calibration_error, evaluate_probabilities
 from finetune.evaluation.multi_label.label_metrics import evaluate_labels
 from finetune.report.label_metrics_intervals import (
+    MAX_CELLS,
+    MIN_POSITIVES,
+    NUM_RESAMPLES,
     compute_label_metrics,
     measure_label_intervals,
 )
@@ -136,6 +140,12 @@ def test_reliability_error_equals_calibration_error_of_evaluation() -> None:
     expected = calibration_error(torch.from_numpy(TABLE), torch.from_numpy(TARGET))
     assert reliability.error == pytest.approx(expected, abs=1e-6)
     assert sum(one.count for one in reliability.bins) == len(TARGET)
+
+
+def test_method_of_folds_names_the_conditions_of_the_bootstrap() -> None:
+    assert f"only if each label is in {MIN_POSITIVES['macro_f1']} of them" in LABEL_METHOD
+    assert f"if it is in {MIN_POSITIVES['mean_average_precision']} or more" in LABEL_METHOD
+    assert f"more than {MAX_CELLS // NUM_RESAMPLES:,} pairs of image and label" in LABEL_METHOD
 
 
 def test_reliability_of_labels_counts_each_label() -> None:

@@ -15,16 +15,19 @@ from finetune.commands.measurement.interpolation import INTERPOLATION_KEY
 from finetune.commands.measurement.measured import read_measured
 from finetune.commands.stored_run import read_stored_config
 from finetune.config.resolved import ResolvedConfig
-from finetune.evaluation.fold_statistics import LABEL_METHOD, METHOD, compute_fold_statistics
+from finetune.evaluation.fold_statistics import (
+    LABEL_METHOD,
+    METHOD,
+    OTHER_FOLDS,
+    THRESHOLDS_KEY,
+    compute_fold_statistics,
+)
 from finetune.inference.scoring import AnyEvaluation, details_to_json, metrics_to_json
 from finetune.training.loggers.metrics_csv import MetricsCsv
 from finetune.types import Evaluation, Reporter, Split
 
 VERSION = 1
 """Version of ``cross_validation.json``."""
-
-THRESHOLDS_KEY = "thresholds_chosen_on"
-"""Images that chose the thresholds at which labels are counted, those of other folds."""
 
 
 def summarise_folds(
@@ -41,16 +44,15 @@ def summarise_folds(
     Raises:
         RunFolderError: The bundle of a fold is damaged.
     """
+    evaluations = out_of_fold.evaluate_folds() or [None] * cross_validation.num_folds
     folds = [
-        _describe_fold(cross_validation, fold) for fold in range(1, cross_validation.num_folds + 1)
+        _describe_fold(cross_validation, fold, evaluation)
+        for fold, evaluation in enumerate(evaluations, start=1)
     ]
     fraction = fmean(fold["num_val"] for fold in folds) / fmean(fold["num_train"] for fold in folds)
     manifest = cross_validation.manifest
     pooled = out_of_fold.evaluate(manifest.count_per_class(Split.TRAIN))
-    evaluations = out_of_fold.evaluate_folds()
     metrics = [fold["metrics"]["val"] for fold in folds]
-    if evaluations is not None:
-        metrics = [metrics_to_json(evaluation) for evaluation in evaluations]
     return {
         "version": VERSION,
         "num_folds": cross_validation.num_folds,
@@ -67,7 +69,7 @@ def summarise_folds(
         "out_of_fold": {
             "metrics": metrics_to_json(pooled),
             **details_to_json(pooled),
-            **({THRESHOLDS_KEY: "other_folds"} if out_of_fold.is_multi_label else {}),
+            **({THRESHOLDS_KEY: OTHER_FOLDS} if out_of_fold.is_multi_label else {}),
         },
         "num_label_errors": num_label_errors,
         "folds": folds,
@@ -79,20 +81,32 @@ def format_summary(summary: Mapping[str, Any]) -> str:
     return json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
 
 
-def _describe_fold(cross_validation: CrossValidation, fold: int) -> dict[str, Any]:
-    """Return the metrics of a fold, and what it has measured and kept."""
+def _describe_fold(
+    cross_validation: CrossValidation, fold: int, evaluation: AnyEvaluation | None
+) -> dict[str, Any]:
+    """Return the metrics of a fold, and what it has measured and kept.
+
+    Args:
+        cross_validation: Images and folds.
+        fold: Fold, from 1.
+        evaluation: Evaluation of its held-out images that takes the place of its own, whose
+            thresholds these images chose; None for its own.
+    """
     run = cross_validation.get_fold_run(fold)
     card = read_card_json(run.bundle_dir)
     facts = card["facts"]
     num_val = int((cross_validation.folds == fold).sum())
     calibration = facts.get("calibration")
     adjustment = facts.get("prior_adjustment")
+    metrics = facts["metrics"]
+    if evaluation is not None:
+        metrics = {**metrics, "val": {**metrics["val"], **metrics_to_json(evaluation)}}
     return {
         "fold": fold,
         "run_dir": str(run.path.relative_to(cross_validation.run.path)),
         "num_train": len(cross_validation.folds) - num_val,
         "num_val": num_val,
-        "metrics": facts["metrics"],
+        "metrics": metrics,
         "measured": {key: entry["value"] for key, entry in read_measured(run).items()},
         "kept": describe_kept(cross_validation, fold),
         "temperature": card.get("temperature", 1.0),

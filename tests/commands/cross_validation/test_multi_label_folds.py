@@ -136,6 +136,11 @@ def test_joined_metrics_equal_scikit_learn_on_the_out_of_fold_predictions(run: F
     assert statistics["values"] == pytest.approx(of_folds)
     low, high = statistics["interval"]
     assert low < statistics["mean"] < high
+    for name, entry in run.cross_validation["metrics"].items():
+        of_folds = [fold["metrics"]["val"][name] for fold in run.cross_validation["folds"]]
+        assert entry["values"] == of_folds, "a fold has one value of a metric"
+    f1 = [f1_score(truth[folds == one], flags[folds == one], average="macro") for one in (1, 2)]
+    assert run.cross_validation["metrics"]["macro_f1"]["values"] == pytest.approx(f1)
     assert json.loads((run.run_dir / "cross_validation.json").read_text()) == run.cross_validation
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from finetune.evaluation.fold_statistics import OTHER_FOLDS, THRESHOLDS_KEY
 from finetune.units import UNDEFINED, format_count, format_defined_percent, format_percent
 
 FULL_TABLE_MAX_LABELS = 40
@@ -80,7 +81,7 @@ def build_label_remarks(result: Mapping[str, Any], *, show_labels: bool = True) 
         remarks.append(
             "F1, precision and recall of each fold are at thresholds chosen on the other folds. "
             "The thresholds listed are those of the model, chosen on all held-out images."
-            if result.get("thresholds_chosen_on") == "other_folds"
+            if result.get(THRESHOLDS_KEY) == OTHER_FOLDS
             else "F1, precision and recall are those at the thresholds of the model, which were "
             "chosen on validation images (of a cross-validation: on the images that folds hold "
             "out)."

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from finetune.evaluation.fold_statistics import OTHER_FOLDS, THRESHOLDS_KEY
 from finetune.report.number_formats import format_interval
 from finetune.report.run_facts import RunFacts
 from finetune.report.sections.headline import (
@@ -24,6 +25,11 @@ _COLUMNS = (
 )
 """Key of the evaluation and header, in their order; those that no class has are left out."""
 
+_FOLDS_NOTE = (
+    "Predicted images, precision, recall and F1 of each fold are at thresholds chosen on the other "
+    "folds. The thresholds listed are those of the model, chosen on all held-out images."
+)
+
 _COUNTS = ("train_images", "support", "num_predicted")
 
 
@@ -38,11 +44,12 @@ class TableCell:
 
 @dataclass(frozen=True, slots=True)
 class ClassTable:
-    """Table of the classes of a split."""
+    """Table of the classes of a split, with a note on it; empty without one."""
 
     split: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, tuple[TableCell, ...]], ...]
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +93,8 @@ def _build_table(facts: RunFacts, split: str) -> ClassTable | None:
         )
         for name, entry in stats.items()
     )
-    return ClassTable(name_split(split), tuple(header for _, header in columns), rows)
+    note = _FOLDS_NOTE if evaluation.get(THRESHOLDS_KEY) == OTHER_FOLDS else ""
+    return ClassTable(name_split(split), tuple(header for _, header in columns), rows, note)
 
 
 def _build_cell(key: str, value: float | None, interval: list[float] | None) -> TableCell:

@@ -8,8 +8,8 @@ from finetune.report.number_formats import format_interval, format_metric, forma
 from finetune.report.run_facts import RunFacts
 
 _NAMES = ("accuracy", "balanced_accuracy", "macro_f1", "loss")
-_LABEL_NAMES = ("mean_average_precision", "loss")
-"""Metrics of a fold; F1 of labels is at thresholds that its own images chose, and is left out."""
+_LABEL_NAMES = ("mean_average_precision", "macro_f1", "loss")
+"""Metrics of a fold on multi-label images."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from finetune.config.schema import Config
 from finetune.config.section import YamlForm, parse_text
 from finetune.config.text.error_lines import format_errors
 from finetune.config.text.flat_keys import flatten_keys
-from finetune.config.text.yaml_dialect import ConfigDumper, ConfigLoader
+from finetune.config.text.yaml_dialect import ConfigDumper, ConfigLoader, TextLoader
 from finetune.errors import ConfigError
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
@@ -75,6 +75,8 @@ def parse_assignments(args: Iterable[str]) -> dict[str, Any]:
             values[key] = _parse_value(rename_key(key), text)
         except yaml.YAMLError as error:
             raise ConfigError(f"{arg}: the value is not valid YAML. Quote it.") from error
+        except ConfigError as error:
+            raise ConfigError(f"{arg}: {error}") from error
     return values
 
 
@@ -88,7 +90,7 @@ def _parse_value(key: str, text: str) -> Any:
         forms = () if field is None else field.metadata
         opening = next((one.opening for one in forms if isinstance(one, YamlForm)), None)
     if opening is not None and text.startswith(opening):
-        return yaml.load(text, Loader=yaml.BaseLoader)
+        return yaml.load(text, Loader=TextLoader)
     if annotation in (str, str | None):
         return parse_text(text, is_optional=annotation is not str)
     return yaml.load(text, Loader=yaml.BaseLoader if annotation == list[str] else ConfigLoader)

@@ -17,6 +17,11 @@ def find_drawn_splits(given: Collection[Split | None]) -> set[Split]:
     return set() if Split.VAL in given else {Split.VAL, Split.TEST} - set(given)
 
 
+def count_splits(val_fraction: float, test_fraction: float) -> int:
+    """Return the number of splits that images are divided into, that of training included."""
+    return 1 + (val_fraction > 0) + (test_fraction > 0)
+
+
 def stratified_split(
     labels: Sequence[str],
     *,
@@ -54,7 +59,7 @@ def stratified_split(
     """
     fractions = {Split.TEST: test_fraction, Split.VAL: val_fraction}
     fractions = {split: fraction for split, fraction in fractions.items() if fraction > 0}
-    num_splits = 1 + len(fractions)
+    num_splits = count_splits(val_fraction, test_fraction)
     counts = Counter(labels)
     min_count = num_splits if min_images is None else min_images
     small = sorted(name for name, count in counts.items() if count < min_count)

@@ -13,18 +13,18 @@ def explain_refusal(backbone: str, head: str | None, *, bundle: Path | None = No
         head: Name of a classifier with hidden layers; None or "linear" for a linear one.
         bundle: Folder of the model, which the message names; None if it has none.
     """
-    name = "the bundle" if bundle is None else f"the bundle, {bundle},"
+    name = "the bundle" if bundle is None else f"the bundle {bundle}"
     if is_import_path(backbone):
         return (
             f"The timm format cannot apply to '{backbone}', which timm does not know. "
             f"Choose --format onnx or torch, which need no code of yours, or copy {name} and the "
-            f"module: finetune predict and finetune evaluate read the bundle wherever Python can "
-            f"import the module."
+            f"module. The commands finetune predict and finetune evaluate read the bundle wherever "
+            f"Python can import the module."
         )
     if head not in (None, "linear"):
         return (
             f"The timm format cannot apply to model.head={head}, whose hidden layers "
-            f"timm does not know. Choose --format onnx or torch, or copy {name}: finetune predict "
-            f"and finetune evaluate read it."
+            f"timm does not know. Choose --format onnx or torch, or copy {name}, which the "
+            f"commands finetune predict and finetune evaluate read."
         )
     return None

@@ -155,6 +155,12 @@ def test_assignment_in_brackets_equals_the_same_text_in_a_config_file(
     assert key in diff_from_defaults(by_file)
 
 
+def test_assignment_in_brackets_with_a_key_twice_raises_config_error() -> None:
+    message = r"data\.splits=\{A: train, A: test\}: duplicate key 'A' in line 1\. Keep one"
+    with pytest.raises(ConfigError, match=message):
+        parse_assignments(["data.splits={A: train, A: test}"])
+
+
 def test_list_of_columns_is_the_list_and_no_text_with_brackets() -> None:
     arguments = ["data.label_columns=[a, 'b c', no]", "data.task=multi_label"]
     config = build_config({}, assignments=parse_assignments(arguments))

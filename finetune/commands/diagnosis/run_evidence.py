@@ -12,6 +12,7 @@ from finetune.commands.diagnosis.validation_evidence import (
     build_validation,
     build_validation_of_card,
 )
+from finetune.commands.measurement.refit_choice import read_refit_choice
 from finetune.commands.report.run_files import (
     read_audit,
     read_json,
@@ -58,7 +59,6 @@ def read_evidence(run: RunFolder, *, facts: Mapping[str, Any] | None = None) -> 
     if facts is None:
         facts = _read_facts(run)
     rows = [_parse_row(row) for row in read_rows(run.metrics_path) if "epoch" in row]
-    measured = read_json(run.measured_path)
     validation = _read_validation(run, manifest, facts)
     network = read_json(run.network_path)
     diagnosis = read_json(run.diagnosis_path)
@@ -72,9 +72,16 @@ def read_evidence(run: RunFolder, *, facts: Mapping[str, Any] | None = None) -> 
         network=parse_network(network) if isinstance(network, Mapping) else None,
         stages=_parse_stages(read_json(run.stages_path)),
         settings=settings,
-        measured=frozenset(measured.get("settings", ()) if isinstance(measured, dict) else ()),
+        measured=_read_measured(run),
         divergence=parse_divergence(diagnosis.get("divergence")) if diagnosis else None,
     )
+
+
+def _read_measured(run: RunFolder) -> frozenset[str]:
+    """Return the keys whose values were measured; the rate of a refit by its folds, or given."""
+    measured = read_json(run.measured_path)
+    keys = frozenset(measured.get("settings", ()) if isinstance(measured, dict) else ())
+    return keys if read_refit_choice(run) is None else keys | {"optim.lr"}
 
 
 def _read_facts(run: RunFolder) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from finetune.commands.fit.single_run import (
 from finetune.commands.stored_run import read_stored_config
 from finetune.config.schema import Config
 from finetune.distributed import signals
+from finetune.distributed.launch import detect_launch
 from finetune.errors import ConfigError
 from finetune.system import run_folder
 from finetune.types import Reporter, StrPath
@@ -128,12 +129,14 @@ def resume(
     start = time.monotonic()
     run = run_folder.open_existing(Path(path))
     config = build_resume_config(run, assignments=assignments, flags=flags)
+    launch = detect_launch()
+    if launch is None or launch.rank == 0:
+        _note_kept_values(config, assignments, flags, reporter)
     if run.folds_csv_path.is_file():
         return resume_cross_validation(run, config, reporter)
     with signals.allow_interrupts(), open_rendezvous(config.trainer, reporter) as rendezvous:
         if rendezvous is not None and rendezvous.launch.rank > 0:
             return join_run(rendezvous, start)
-        _note_kept_values(config, assignments, flags, reporter)
         return resume_run(run, config, reporter, rendezvous, start)
 
 

@@ -1,5 +1,6 @@
 """Preparation of a new run: images, objects, cost and plan, before anything is written."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,16 +24,22 @@ from finetune.bundle.model_page.weights_origin import find_weights_origin
 from finetune.commands.early_checks.named_files import check_named_files
 from finetune.commands.fit.plan import build_plan
 from finetune.commands.measurement.input_notes import note_input
+from finetune.commands.measurement.monitor_check import check_monitor_labels
 from finetune.commands.measurement.normalization import check_normalization
 from finetune.commands.prepare_data import RunData, read_data, resolve_data_path, resolve_if_path
 from finetune.config.load import diff_from_defaults, replace_values
 from finetune.config.schema import Config
 from finetune.system import run_folder
-from finetune.types import Reporter
+from finetune.types import Reporter, Sample
 
 
 def prepare_run(
-    config: Config, reporter: Reporter, *, data: RunData | None = None, given: Config | None = None
+    config: Config,
+    reporter: Reporter,
+    *,
+    data: RunData | None = None,
+    given: Config | None = None,
+    held_out: Mapping[int, Sequence[Sample]] | None = None,
 ) -> tuple[Training, dict[str, Any], RunData]:
     """Return the training of a new run, its plan and its images; the run folder is not created.
 
@@ -42,6 +49,7 @@ def prepare_run(
         data: Images that several runs share, read and split already; None reads those of the
             config.
         given: Config whose settings the plan lists as those of the user; None for ``config``.
+        held_out: Images that each fold of a cross-validation holds out; None for a single run.
 
     Raises:
         FinetuneError: Something that the user can fix.
@@ -60,8 +68,9 @@ def prepare_run(
         replace_values(resolved_paths, {"output": str(run_dir)}), data.manifest
     )
     check_probe_settings(given or config, training.config)
+    check_monitor_labels(training, held_out)
     note_input(training, data.audit, reporter)
-    note_schedule(training, reporter)
+    note_schedule(training, reporter, is_new=True)
     _warn_of_restriction(training, reporter)
     _report_batch_reduction(training, reporter)
     # micro-batches divide the reduced batch size, and not always the requested one
@@ -109,9 +118,17 @@ def load_run_data(config: Config, reporter: Reporter) -> tuple[Config, RunData]:
     return replace_values(config, values), data
 
 
-def note_schedule(training: Training, reporter: Reporter) -> None:
-    """Note schedules without effect, of the learning rate or of unfreezing, and few steps."""
-    describers = (describe_schedule_effect, describe_late_unfreezing, describe_few_steps)
+def note_schedule(training: Training, reporter: Reporter, *, is_new: bool = False) -> None:
+    """Note schedules without effect, of the learning rate or of unfreezing.
+
+    Args:
+        training: Objects of the run.
+        reporter: Receiver of the notes.
+        is_new: Whether the run may still have other epochs: too few steps are noted, too.
+    """
+    describers = [describe_schedule_effect, describe_late_unfreezing]
+    if is_new:
+        describers.append(describe_few_steps)
     for remark in (describe(training) for describe in describers):
         if remark is not None:
             reporter.note(remark)

@@ -21,6 +21,7 @@ from finetune.commands.stored_run import (
 )
 from finetune.config.auto import get_config_value
 from finetune.config.load import build_config, diff_configs, get_explicit_values
+from finetune.config.renamed_keys import rename_key
 from finetune.config.schema import Config
 from finetune.data.training_data import TrainingData
 from finetune.distributed.launch import detect_launch
@@ -143,7 +144,8 @@ def build_resume_config(
     """
     stored, tree = read_stored_config(run), read_stored_tree(run)
     check_stored_code(run.path, tree)
-    # values that were resolved from "auto" stay the same
+    # values that were resolved from "auto" stay the same; "auto" for an unknown key is an error
+    build_config({}, assignments=dict.fromkeys(_list_auto_keys(assignments, flags), "auto"))
     assignments = {key: value for key, value in (assignments or {}).items() if value != "auto"}
     flags = {key: flag for key, flag in (flags or {}).items() if flag[1] != "auto"}
     # nodes and processes follow the present launcher, if there is one
@@ -170,8 +172,8 @@ def describe_kept_values(
         assignments: Dotted keys to new values.
         flags: Dotted keys to option names and new values.
     """
-    values = {**(assignments or {}), **{key: value for key, (_, value) in (flags or {}).items()}}
-    kept = {key: get_config_value(config, key) for key, value in values.items() if value == "auto"}
+    keys = [key for key in _list_auto_keys(assignments, flags) if key.count(".") == 1]
+    kept = {key: get_config_value(config, key) for key in keys}
     shown = [f"{key}={format_yaml_value(v)}" for key, v in kept.items() if v not in ("auto", None)]
     if not shown:
         return None
@@ -179,6 +181,14 @@ def describe_kept_values(
         f"The run keeps {', '.join(shown)}: auto chooses a value for new runs only, and a resumed "
         f"one continues with what it began with."
     )
+
+
+def _list_auto_keys(
+    assignments: Mapping[str, Any] | None, flags: Mapping[str, tuple[str, Any]] | None
+) -> list[str]:
+    """Return the keys with "auto" as value by their present names, each once."""
+    values = {key: value for key, (_, value) in (flags or {}).items()} | dict(assignments or {})
+    return list(dict.fromkeys(rename_key(key) for key, value in values.items() if value == "auto"))
 
 
 def rebuild_training(run: RunFolder, config: Config) -> Training:

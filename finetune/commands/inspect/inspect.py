@@ -25,6 +25,7 @@ from finetune.commands.prepare_data import (
 from finetune.config.advice import recommend_options
 from finetune.config.load import diff_from_defaults, get_explicit_values, replace_values
 from finetune.config.schema import Config
+from finetune.data.split import count_splits
 from finetune.errors import ConfigError, RunFolderError
 from finetune.system.files import check_writable, write_folder_atomically, write_text
 from finetune.system.given_paths import check_weights_path
@@ -197,9 +198,7 @@ def _list_small_classes(config: Config, audit: Audit) -> list[str]:
     counts = audit.class_counts.get("all")
     if counts is None or audit.labels is not None:
         return []
-    minimum = config.data.min_images_per_class
-    if minimum == "auto":
-        minimum = 1 + (config.data.val_fraction > 0) + (config.data.test_fraction > 0)
+    minimum = count_splits(config.data.val_fraction, config.data.test_fraction)
     small = [f"{name} ({count})" for name, count in counts.items() if count < minimum]
     return [*small[:5], *([f"{len(small) - 5} more"] if len(small) > 5 else [])]
 

@@ -9,8 +9,8 @@ import yaml
 from finetune.errors import ConfigError
 
 
-class ConfigLoader(yaml.SafeLoader):
-    """YAML loader that reads 3e-4 as a number and rejects duplicate keys."""
+class _UniqueKeys(yaml.constructor.BaseConstructor):
+    """Constructor that rejects duplicate keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         """Return a mapping; raise ``ConfigError`` for a key that is there twice."""
@@ -26,6 +26,14 @@ class ConfigLoader(yaml.SafeLoader):
                 raise ConfigError(f"duplicate key '{key}' in line {line}. Keep one.")
             keys.add(key)
         return super().construct_mapping(node, deep)
+
+
+class TextLoader(_UniqueKeys, yaml.BaseLoader):
+    """YAML loader that reads each value as text."""
+
+
+class ConfigLoader(_UniqueKeys, yaml.SafeLoader):
+    """YAML loader that reads 3e-4 as a number."""
 
     def construct_date(self, node: yaml.ScalarNode) -> str:
         """Return a date as text: no key takes a date, and a run may be named 2026-01-31."""

@@ -228,7 +228,7 @@ def find_vanishing_gradients(evidence: RunEvidence) -> Finding | None:
 
 def _suggest_gradients(evidence: RunEvidence) -> dict[str, str]:
     """Return what gives layers gradients that the run does not have already."""
-    if evidence.settings.get("model.batch_norm") != "train":
+    if evidence.settings.get("model.batch_norm") not in ("train", "sync"):
         return {
             "remedy": "Layers of such a network learn only with BatchNorm that adapts:",
             "option": "model.batch_norm=train",

@@ -140,7 +140,7 @@ def export_program(graph: ModelGraph, *, source: Path) -> ExportedProgram:
     raise ModelError(
         f"{source} cannot be exported as a graph: torch.export does not follow its network "
         f"({reason}). A network of one's own must neither depend on values of the pixels nor on a "
-        f"fixed number of images. The bundle itself needs no export: finetune predict reads it."
+        f"fixed number of images. The bundle itself needs no export, as finetune predict reads it."
     ) from error
 
 

@@ -98,7 +98,7 @@ def test_few_steps_after_a_probe_are_noted(tmp_path: Path) -> None:
     few = prepare()
     remark = describe_few_steps(few)
     assert remark is not None
-    assert f"of {2 * few.steps_per_epoch} steps (2 epochs) rarely gains" in remark
+    assert f"of {2 * few.steps_per_epoch} steps (2 epochs) gains little" in remark
     found = re.search(r"trainer\.epochs=(\d+) makes as many", remark)
     assert found is not None
     assert describe_few_steps(prepare(trainer__epochs=int(found[1]))) is None

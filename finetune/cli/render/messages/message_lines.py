@@ -22,6 +22,8 @@ _AFTER_OPTION = frozenset(
     }
 )  # fmt: skip
 """Words of a sentence that may follow an option without a value."""
+_OF_SENTENCE = frozenset({"and", "or", "it", "needs", "read", "reads", "use", "uses"})
+"""Words of a sentence that end a command after a colon, too."""
 _LABEL = re.compile(r"\S[^.,;:]{0,20} {2,}(?=\S)")
 """Name and gap of a line that is a row of a table."""
 _INDENT = "  "
@@ -49,6 +51,8 @@ def _wrap_line(line: str, width: int, start: int) -> list[str]:
     label = _LABEL.match(line.lstrip())
     indent = first + " " * (0 if label is None else cell_len(label[0]))
     parts = _join_commands(line.strip())
+    if not parts:
+        return [line]
     command = ""
     if len(parts) > 1 and parts[-2][1].endswith(":") and _is_command(parts[-1][1]):
         command = parts.pop()[1]
@@ -97,7 +101,7 @@ def _find_command_end(words: list[str], start: int, *, is_all: bool) -> int:
         word, before = words[number], words[number - 1]
         bare = word.rstrip(".,;:)`")
         if not (
-            (is_all and number > start + 1)
+            (is_all and number > start + 1 and bare not in _OF_SENTENCE)
             or bare in _VERBS | _PROGRAMS
             or _ARGUMENT.search(word) is not None
             or (before.startswith("-") and bare not in _AFTER_OPTION)

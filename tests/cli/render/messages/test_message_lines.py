@@ -71,6 +71,13 @@ def test_sentences_about_the_program_break_anywhere() -> None:
     ]  # fmt: skip
 
 
+def test_sentence_about_a_command_after_a_colon_is_no_command() -> None:
+    text = f"{FILLER}: finetune predict and finetune evaluate read the bundle, wherever it is."
+    lines = wrap_message(text, 60)
+    assert " ".join(lines) == text
+    assert max(map(len, lines)) <= 60
+
+
 def test_short_lines_are_as_they_were_and_long_ones_keep_their_indentation() -> None:
     text = "2 errors:\n  data.path: the folder does not exist\n  a  b\n\nwritten     one two three"
     assert wrap_message(text, 24) == [
@@ -81,4 +88,5 @@ def test_short_lines_are_as_they_were_and_long_ones_keep_their_indentation() -> 
         "/a/path/that/is/longer/than", "the width",
     ]  # fmt: skip
     assert wrap_message("", 80) == [""]
+    assert wrap_message(" " * 100, 80) == [" " * 100]
     assert wrap_message("写真 写真 写真", 10) == ["写真 写真", "写真"]  # two columns each

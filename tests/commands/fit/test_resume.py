@@ -216,8 +216,8 @@ def test_fit_resume_auto_accepts_explicit_auto(photos: Path, tmp_path: Path) -> 
     assert len(read_rows(run)) == 1
     with pytest.raises(ConfigError, match=r"optm: unknown key\. Did you mean 'optim'"):
         finetune.resume(run, assignments={"optm.lr": "auto"})
-    plan_resume(run, assignments={"data.cache_px": "auto"}, reporter=recorder)
-    assert any("The run keeps data.cache_shorter_side=" in note for note in recorder.notes)
+    plan_resume(run, assignments={"trainer.accumulate": "auto"}, reporter=recorder)
+    assert any("keeps trainer.accumulate_grad_batches=1:" in note for note in recorder.notes)
 
 
 @pytest.mark.parametrize("unfreeze", ["linear_probe", "all"])

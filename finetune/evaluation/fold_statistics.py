@@ -22,10 +22,13 @@ LABEL_METHOD = (
 """The same of multi-label images."""
 
 THRESHOLDS_KEY = "thresholds_chosen_on"
-"""Key of an evaluation as JSON whose labels are counted at other thresholds than the model's."""
+"""Key of what chose the thresholds at which labels are counted, where that needs saying."""
 
 OTHER_FOLDS = "other_folds"
 """Value of that key: the thresholds of each fold were chosen on the images of the others."""
+
+ALL_FOLDS = "all_folds"
+"""Value of that key in the facts of a model: the held-out images of all folds chose its own."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from torch import Tensor
 from finetune.audit.leakage import find_rows_without_leaks
 from finetune.bundle.bundle import ModelBundle, combine_models, load_model, save_bundle
 from finetune.bundle.ensemble import save_ensemble
+from finetune.bundle.label_card import mark_fold_thresholds
 from finetune.bundle.validation_choices import FOLD_CHOICES_KEY
 from finetune.commands.cross_validation.fold_runs import CrossValidation
 from finetune.commands.cross_validation.out_of_fold import count_images
@@ -96,10 +97,11 @@ def write_final_model(
 
 
 def _set_thresholds(model: ModelBundle, thresholds: tuple[float, ...] | None) -> ModelBundle:
-    """Return a model with thresholds of its labels; unchanged for None."""
+    """Return a model with thresholds of its labels that all folds chose; unchanged for None."""
     if thresholds is None:
         return model
-    return replace(model, card=replace(model.card, thresholds=thresholds))
+    facts = mark_fold_thresholds(model.card.facts)
+    return replace(model, card=replace(model.card, thresholds=thresholds, facts=facts))
 
 
 def _select_test_rows(cross_validation: CrossValidation) -> dict[str, list[int]]:

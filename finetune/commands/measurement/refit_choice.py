@@ -15,6 +15,7 @@ from torch import Tensor
 from finetune.builders import Training
 from finetune.bundle.bundle import load_model
 from finetune.bundle.checkpoint_file import NETWORK_PREFIX, save_checkpoint_file
+from finetune.bundle.label_card import mark_fold_thresholds
 from finetune.bundle.model_card import CARD_KEY
 from finetune.commands.measurement.interpolation import (
     describe_interpolation,
@@ -111,8 +112,10 @@ def keep_chosen_weights(run: RunFolder, choice: RefitChoice) -> None:
     if choice.position not in (None, 0, 1):
         start = load_model(run.start_checkpoint_path).network.state_dict()
         weights = interpolate_weights(start, weights, float(choice.position or 0))
-    thresholds = choice.thresholds or source.card.thresholds
-    card = replace(source.card, temperature=choice.temperature, thresholds=thresholds)
+    card = replace(source.card, temperature=choice.temperature)
+    if choice.thresholds is not None:
+        facts = mark_fold_thresholds(card.facts)
+        card = replace(card, thresholds=choice.thresholds, facts=facts)
     checkpoint = {
         "state_dict": {f"{NETWORK_PREFIX}{name}": value for name, value in weights.items()},
         CARD_KEY: card.to_json(),

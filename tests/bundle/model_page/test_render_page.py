@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from markdown_it import MarkdownIt
 
+from finetune.bundle.label_card import mark_fold_thresholds
 from finetune.bundle.model_card import ModelCard
 from finetune.bundle.model_page.render_page import render_ensemble_readme, render_readme
 from finetune.types import PreprocessSpec
@@ -228,6 +229,26 @@ def test_page_of_multi_label_model_names_labels() -> None:
     assert head["metrics"] == ["average_precision"]
     assert "| bees | 0.2500 |" in readme
     assert "Weakest label: ants, of which 50.0% of 9 test images are recognised." in readme
+
+
+def test_page_of_a_fold_leaves_out_what_was_measured_at_other_thresholds() -> None:
+    stats = {"support": 9, "recall": 0.5, "precision": 0.25, "f1": 0.3, "average_precision": 0.7}
+    details = {"num_images": 9, "per_label": dict.fromkeys(("ants", "bees"), stats)}
+    metrics = {"mean_average_precision": 0.7, "macro_f1": 0.3, "subset_accuracy": 0.2}
+    facts = {**FACTS, "metrics": {"val": metrics}, "evaluations": {"val": details}}
+    own = render_readme(build_card(thresholds=(0.5, 0.25), facts=facts))
+    assert "The thresholds have the highest F1 on the validation images.\n" in own
+    assert "| val | macro_f1 | 0.3000 |" in own
+    marked = mark_fold_thresholds(facts)
+    readme = render_readme(build_card(thresholds=(0.5, 0.25), facts=marked))
+    assert "The thresholds have the highest F1 on the held-out images of the folds. " in readme
+    assert "of this network were not measured at them." in readme
+    assert "| val | mean_average_precision | 0.7000 |" in readme
+    assert "macro_f1" not in readme
+    assert "subset_accuracy" not in readme
+    assert "Weakest label" not in readme
+    assert "50.0%" not in readme
+    assert facts["metrics"] == {"val": metrics}
 
 
 def test_page_of_ensemble_has_a_head_and_escapes_names() -> None:

@@ -232,6 +232,13 @@ def test_ensemble_of_the_same_folds_has_the_same_thresholds_and_is_exported(
     assert exported.parity.num_same_labels == exported.parity.num_images
     page = (copy / "bundle" / "README.md").read_text(encoding="utf-8")
     assert "The thresholds have the highest F1 on the held-out images of the folds." in page
+    assert "of out_of_fold are at thresholds that the other folds chose." in page
+    for folder, has_own_metrics in (("bundle/members/0", True), ("refit/bundle", False)):
+        page = (copy / folder / "README.md").read_text(encoding="utf-8")
+        assert "The thresholds have the highest F1 on the held-out images of the folds." in page
+        assert ("of this network were not measured at them." in page) == has_own_metrics
+        assert ("| val | mean_average_precision |" in page) == has_own_metrics
+        assert "| val | macro_f1 |" not in page
 
 
 def test_result_tells_the_mean_of_the_folds_and_the_score_of_all_images(

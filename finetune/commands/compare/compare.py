@@ -17,13 +17,14 @@ from finetune.commands.compare.label_precision import measure_label_precision
 from finetune.commands.compare.result import CompareResult, sort_by_score
 from finetune.commands.fit.prepare import load_run_data
 from finetune.commands.measurement.augmentation_check import measure_augmentation
+from finetune.commands.measurement.monitor_check import check_some_label
 from finetune.commands.prepare_data import resolve_data_path
 from finetune.config.load import diff_from_defaults, replace_values
 from finetune.config.schema import Config
 from finetune.data.manifest import Manifest
 from finetune.distributed import signals
 from finetune.distributed.launch import detect_launch
-from finetune.errors import DataError, FinetuneError, ModelError, OutOfMemoryError
+from finetune.errors import FinetuneError, ModelError, OutOfMemoryError
 from finetune.evaluation.multi_label.label_metrics import MEAN_AVERAGE_PRECISION
 from finetune.lookup import is_import_path
 from finetune.models.backbone import check_backbone_name, create_meta_network
@@ -220,11 +221,13 @@ def _check_labels(manifest: Manifest) -> None:
     Raises:
         DataError: None has, so that no average precision is defined.
     """
-    samples = manifest.get_samples(Split.VAL)
-    if manifest.is_multi_label and not any(sample.labels for sample in samples):
-        raise DataError(
-            f"None of the {format_count(len(samples), 'validation image')} has a label, so that no "
-            f"average precision compares the backbones. Add images with labels to the val split."
+    if manifest.is_multi_label:
+        samples = manifest.get_samples(Split.VAL)
+        check_some_label(
+            samples,
+            f"None of the {format_count(len(samples), 'validation image')}",
+            effect="no average precision compares the backbones",
+            remedy="Add images with labels to the val split.",
         )
 
 

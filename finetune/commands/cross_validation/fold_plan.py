@@ -54,7 +54,11 @@ def prepare_cross_validation(
     )
     first = build_fold_manifest(data.manifest, folds, 1)
     training, plan, _ = prepare_run(
-        resolved_paths, reporter, data=replace(data, manifest=first), given=config
+        resolved_paths,
+        reporter,
+        data=replace(data, manifest=first),
+        given=config,
+        held_out=_list_held_out(samples, folds, num_folds),
     )
     cross_validation = CrossValidation(
         RunFolder(Path(plan["run_dir"])), training.config, data.manifest, folds
@@ -87,6 +91,17 @@ def _check_fractions(config: Config) -> None:
             f"cross_validation.num_folds={num_folds}: each fold holds out 1 of {num_folds} parts "
             f"of the images. Leave one of them out."
         )
+
+
+def _list_held_out(
+    samples: list[Sample], folds: NDArray[np.int64], num_folds: int
+) -> dict[int, list[Sample]]:
+    """Return the images that each fold holds out."""
+    numbers = folds.tolist()
+    return {
+        fold: [sample for sample, own in zip(samples, numbers, strict=True) if own == fold]
+        for fold in range(1, num_folds + 1)
+    }
 
 
 def _describe_folds(cross_validation: CrossValidation, plan: dict[str, Any]) -> dict[str, Any]:
@@ -148,8 +163,9 @@ def _describe_missing_labels(cross_validation: CrossValidation) -> str:
     return (
         f"{len(rare)} of {format_count(len(manifest.classes), 'label')} "
         f"{'is' if len(rare) == 1 else 'are'} not held out by every fold "
-        f"({', '.join(shown)}{', …' if len(rare) > _MAX_SHOWN else ''}): the metrics of a fold "
-        f"leave out the labels that it lacks."
+        f"({', '.join(shown)}{', …' if len(rare) > _MAX_SHOWN else ''}): average precision of a "
+        f"fold leaves out the labels that it lacks, and macro F1 counts them as 0 if they are "
+        f"predicted."
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from finetune.builders import Training, build_training
 from finetune.commands.fit.prepare import check_new_run, load_run_data
+from finetune.commands.measurement.monitor_check import check_some_label
 from finetune.commands.prepare_data import RunData, build_table_options, resolve_data_path
 from finetune.commands.tune.hold_out import (
     choose_hold_out,
@@ -195,12 +196,15 @@ def _check_hold_out(manifest: Manifest) -> None:
             "No image is left to measure what the search gains: no class has two validation images "
             "that are not duplicates of each other. Add images, or a test split."
         )
+    if not manifest.is_multi_label:
+        return
     for split in (Split.VAL, Split.TEST):
-        if manifest.is_multi_label and not any(s.labels for s in manifest.get_samples(split)):
-            raise DataError(
-                f"No {split.value} image has a label, so that no average precision compares the "
-                f"trials. Add images with labels, or leave the splits out."
-            )
+        check_some_label(
+            manifest.get_samples(split),
+            f"No {split.value} image",
+            effect="no average precision compares the trials",
+            remedy="Add images with labels, or leave the splits out.",
+        )
 
 
 def _check_task(training: Training) -> None:

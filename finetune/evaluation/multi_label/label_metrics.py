@@ -16,6 +16,14 @@ DEFAULT_THRESHOLD = 0.5
 
 MEAN_AVERAGE_PRECISION = "mean_average_precision"
 
+METRICS_OF_LABELS = (
+    MEAN_AVERAGE_PRECISION,
+    "micro_average_precision",
+    "macro_f1",
+    "micro_f1",
+)
+"""Metrics that images without any label do not define, or F1 only if one is predicted."""
+
 
 @dataclass(frozen=True, slots=True)
 class LabelStats:
@@ -24,8 +32,10 @@ class LabelStats:
     Attributes:
         name: Label name.
         support: Number of images with the label.
-        num_predicted: Number of images whose probability reaches the threshold.
-        threshold: Probability from which the label is predicted.
+        num_predicted: Number of images whose probability reaches the threshold that applies to
+            them: ``threshold``, or that of their fold.
+        threshold: Probability from which the label is predicted; after a cross-validation, that of
+            the model.
         average_precision: Area under the steps of precision over recall; None without images.
         precision: Correct fraction of ``num_predicted``; None if the label was never predicted.
         recall: Correct fraction of ``support``; None without images.

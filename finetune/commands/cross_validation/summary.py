@@ -44,10 +44,12 @@ def summarise_folds(
     Raises:
         RunFolderError: The bundle of a fold is damaged.
     """
-    evaluations = out_of_fold.evaluate_folds() or [None] * cross_validation.num_folds
+    evaluations: Sequence[AnyEvaluation | None] | None = out_of_fold.evaluate_folds()
     folds = [
         _describe_fold(cross_validation, fold, evaluation)
-        for fold, evaluation in enumerate(evaluations, start=1)
+        for fold, evaluation in enumerate(
+            evaluations or [None] * cross_validation.num_folds, start=1
+        )
     ]
     fraction = fmean(fold["num_val"] for fold in folds) / fmean(fold["num_train"] for fold in folds)
     manifest = cross_validation.manifest

@@ -14,6 +14,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # without bytecode each worker and each process of a test would compile torch and the tests again
 os.environ["PYTHONDONTWRITEBYTECODE"] = ""
 
+# pytest-xdist sets it for its workers; messages are wrapped where the width is known
+os.environ.pop("COLUMNS", None)
+
 import numpy as np
 import pytest
 from PIL import Image

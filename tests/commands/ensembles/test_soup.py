@@ -122,7 +122,7 @@ def test_soup_of_hidden_layers_with_other_start_is_refused_before_averaging(
 
 def check_export_of_hidden_layers(paths: list[Path], folder: Path) -> None:
     """Check that one run is refused with its bundle, and that several are exported together."""
-    with pytest.raises(ConfigError, match=re.escape(f"opy the bundle, {paths[0] / 'bundle'}")):
+    with pytest.raises(ConfigError, match=re.escape(f"opy the bundle {paths[0] / 'bundle'}")):
         finetune.export(paths[0], folder / "one")
     reporter = RecordingReporter()
     result = finetune.export(paths, folder / "model", reporter=reporter)

@@ -49,7 +49,7 @@ class _Score:
     loss: float
 
 
-class _Kitchen:
+class _RunAverager:
     """Averages networks and scores them on the validation images that the runs share."""
 
     def __init__(self, paths: Sequence[Path], card: ModelCard, reporter: Reporter) -> None:
@@ -121,7 +121,7 @@ class _Kitchen:
         return calibrate(logits, targets, shift=shift, groups=groups)
 
 
-def cook_soup(paths: Sequence[Path], *, method: str, reporter: Reporter) -> ModelBundle:
+def average_runs(paths: Sequence[Path], *, method: str, reporter: Reporter) -> ModelBundle:
     """Return the network that averages the weights of runs with the same start.
 
     The greedy soup begins with the run of the highest validation accuracy, and takes each further
@@ -152,23 +152,23 @@ def cook_soup(paths: Sequence[Path], *, method: str, reporter: Reporter) -> Mode
     bundles = [load_model(path) for path in paths]
     check_soup(paths, bundles)
     check_distinct_models(bundles, paths)
-    kitchen = _Kitchen(paths, bundles[0].card, reporter)
+    averager = _RunAverager(paths, bundles[0].card, reporter)
     reporter.start("averaging weights", len(paths))
-    scores = [kitchen.score(bundle) for bundle in bundles]
+    scores = [averager.score(bundle) for bundle in bundles]
     order = sorted(range(len(paths)), key=lambda row: (-scores[row].value, scores[row].loss))
     chosen = order if method == "uniform" else order[:1]
     base = _clear_facts(bundles[order[0]], bundles)
-    soup = kitchen.average([bundles[row].network for row in chosen], base)
-    current = kitchen.score(soup)
+    soup = averager.average([bundles[row].network for row in chosen], base)
+    current = averager.score(soup)
     for row in order[1:] if method == "greedy" else ():
-        candidate = kitchen.average([bundles[r].network for r in (*chosen, row)], base)
-        score = kitchen.score(candidate)
+        candidate = averager.average([bundles[r].network for r in (*chosen, row)], base)
+        score = averager.score(candidate)
         if score.value >= current.value:
             chosen, soup, current = [*chosen, row], candidate, score
         reporter.advance()
     reporter.finish()
     are_equal = have_equal_statistics([bundles[row].network for row in chosen])
-    key = f"val_{kitchen.metric}"
+    key = f"val_{averager.metric}"
     facts: dict[str, Any] = {
         "method": method,
         "runs": [
@@ -176,10 +176,10 @@ def cook_soup(paths: Sequence[Path], *, method: str, reporter: Reporter) -> Mode
             for row in order
         ],
         key: current.value,
-        "num_val_images": len(kitchen.files),
+        "num_val_images": len(averager.files),
         "batch_norm": "unchanged" if are_equal else "recomputed on training images",
     }
-    reporter.note(_describe_soup(facts, kitchen.metric))
+    reporter.note(_describe_soup(facts, averager.metric))
     return replace(soup, card=replace(soup.card, facts={**soup.card.facts, "soup": facts}))
 
 

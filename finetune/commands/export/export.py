@@ -9,7 +9,7 @@ from finetune.bundle.runtimes.runtime_models import is_exported_network
 from finetune.bundle.shared_card import remove_local_paths
 from finetune.commands.ensembles.combined_model import list_members, load_models, to_paths
 from finetune.commands.ensembles.exported_ensemble import evaluate_held_out
-from finetune.commands.ensembles.soup import cook_soup
+from finetune.commands.ensembles.soup import average_runs
 from finetune.commands.export.checked_files import write_checked, write_smaller
 from finetune.commands.export.export_result import ExportResult
 from finetune.commands.export.output_folder import choose_output
@@ -92,7 +92,7 @@ def export(
     bundle = (
         load_models(paths, weights=weights, reporter=reporter)
         if soup is None
-        else cook_soup(paths, method=soup, reporter=reporter)
+        else average_runs(paths, method=soup, reporter=reporter)
     )
     bundle = remove_local_paths(apply_prior(bundle, prior, reporter))
     _check_is_trained(bundle)

@@ -25,7 +25,7 @@ class ExportResult:
         parity: Result of the parity check; None without images to check on.
         prior: JSON description of the target class prior, see ``prior_to_json``.
         members: Path and weight of each member of an ensemble; empty for one network.
-        soup: How runs were averaged to one network, see ``cook_soup``; None if they were not.
+        soup: How runs were averaged to one network, see ``average_runs``; None if they were not.
         parity_split: Split of the run whose images were compared; None for other images.
         comparison: Comparison of an int8 or fp16 file with that in fp32; None for one in fp32.
     """

@@ -5,15 +5,20 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from finetune.data.layouts.parquet.column_types import (
+    ImageKind,
+    find_image_kind,
+    get_value_type,
+    holds_lists,
+    is_text,
+    list_fields,
+)
 from finetune.data.layouts.parquet.parquet_files import find_partition
 from finetune.data.layouts.table_options import AUTO, PATH_COLUMNS, TableOptions
 from finetune.errors import DataError
 from finetune.lookup import suggest_name
-
-ImageKind = Literal["struct", "bytes", "path"]
-"""How a column holds images: bytes beside their path, bytes, or paths of files."""
 
 _WITHOUT_NAME = {
     "image": "no column 'image', and no column of images or paths",
@@ -70,7 +75,7 @@ def choose_image_column(file: Path, schema: Any, options: TableOptions) -> Image
     """
     given = _find_named(file, schema, "data.image_column", options.image_column, options.is_strict)
     features = _read_features(schema)
-    kinds = {field.name: _find_image_kind(field.type) for field in schema}
+    kinds = {field.name: find_image_kind(field.type) for field in schema}
     if given is not None:
         name = given
     elif (usual := _find_column(file, schema, "image")) and kinds[usual] is not None:
@@ -92,7 +97,7 @@ def choose_image_column(file: Path, schema: Any, options: TableOptions) -> Image
             f"{file}: column '{name}' holds {schema.field(name).type}, not images. Expected bytes "
             f"of image files, a struct of bytes and path, or paths."
         )
-    fields = _list_fields(schema.field(name).type) if kind == "struct" else {}
+    fields = list_fields(schema.field(name).type) if kind == "struct" else {}
     return ImageColumn(name, kind, has_names="path" in fields)
 
 
@@ -125,21 +130,21 @@ def choose_label_column(file: Path, schema: Any, options: TableOptions) -> Categ
         name = candidates[0]
     labels = options.labels
     column = _build_category(schema, name)
-    kind = _get_value_type(schema.field(name).type)
+    kind = get_value_type(schema.field(name).type)
     if column.is_list:
         if labels.task == "single_label":
             raise DataError(
                 f"{file}: column '{name}' holds lists ({kind}), any number of labels for an image; "
                 f"data.task=single_label does not apply. Leave it out, or name another column."
             )
-        kind = _get_value_type(kind.value_type)
+        kind = get_value_type(kind.value_type)
         if pa.types.is_boolean(kind):
             raise DataError(
                 f"{file}: column '{name}' holds lists of true and false, probably one value for "
                 f"each label. Expected the labels of an image: write a list of their names, as "
                 f"['cat', 'dog'], empty for an image without any."
             )
-    if not column.is_number and not _is_text(kind) and not pa.types.is_boolean(kind):
+    if not column.is_number and not is_text(kind) and not pa.types.is_boolean(kind):
         raise DataError(
             f"{file}: column '{name}' holds {schema.field(name).type}; expected texts, or integers "
             f"with or without class names, or lists of these."
@@ -206,9 +211,9 @@ def _build_category(schema: Any, name: str) -> CategoryColumn:
     import pyarrow as pa
 
     names = _read_class_names(schema).get(name)
-    kind = _get_value_type(schema.field(name).type)
-    is_list = _is_list(kind)
-    is_number = pa.types.is_integer(_get_value_type(kind.value_type) if is_list else kind)
+    kind = get_value_type(schema.field(name).type)
+    is_list = holds_lists(kind)
+    is_number = pa.types.is_integer(get_value_type(kind.value_type) if is_list else kind)
     class_names = None if names is None else tuple(map(str, names))
     return CategoryColumn(name, class_names, is_number, is_list)
 
@@ -238,61 +243,6 @@ def _read_features(schema: Any) -> Mapping[str, Mapping[str, Any]]:
         }
         return {name: value for name, value in features.items() if isinstance(value, dict)}
     return {}
-
-
-def _find_image_kind(kind: Any) -> ImageKind | None:
-    """Return how a column of a type may hold images; None if it cannot."""
-    import pyarrow as pa
-
-    kind = _get_value_type(kind)
-    if pa.types.is_struct(kind):
-        fields = _list_fields(kind)
-        return "struct" if "bytes" in fields and _is_binary(fields["bytes"]) else None
-    if _is_binary(kind):
-        return "bytes"
-    return "path" if _is_text(kind) else None
-
-
-def _get_value_type(kind: Any) -> Any:
-    """Return the type of the values of a dictionary, or the type itself."""
-    import pyarrow as pa
-
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
-
-
-def _list_fields(kind: Any) -> dict[str, Any]:
-    return {field.name: field.type for field in kind}
-
-
-def _is_binary(kind: Any) -> bool:
-    import pyarrow as pa
-
-    return bool(
-        pa.types.is_binary(kind)
-        or pa.types.is_large_binary(kind)
-        or pa.types.is_fixed_size_binary(kind)
-        or pa.types.is_binary_view(kind)
-    )
-
-
-def _is_text(kind: Any) -> bool:
-    import pyarrow as pa
-
-    return bool(
-        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-    )
-
-
-def _is_list(kind: Any) -> bool:
-    import pyarrow as pa
-
-    return bool(
-        pa.types.is_list(kind)
-        or pa.types.is_large_list(kind)
-        or pa.types.is_fixed_size_list(kind)
-        or pa.types.is_list_view(kind)
-        or pa.types.is_large_list_view(kind)
-    )
 
 
 def _describe_choice(

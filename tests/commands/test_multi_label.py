@@ -29,6 +29,7 @@ from finetune.inference.predictor import Predictor
 from finetune.models.costs import throughput
 from finetune.types import Split
 from tests.support.helpers import RecordingReporter
+from tests.support.pictures import draw_stripes
 from tests.support.runs import (
     assert_same_bits,
     compute_largest_difference,
@@ -63,13 +64,9 @@ def stripes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = []
     for split, count in NUM_IMAGES.items():
         for number in range(count):
-            present = random.random(3) < np.array([0.5, 0.4, 0.3])
-            pixels = random.integers(0, 120, (32, 32, 3))
-            for channel in np.flatnonzero(present[::-1]):
-                left = random.integers(0, 26)
-                pixels[:, left : left + 6, channel] = random.integers(170, 255)
+            present, pixels = draw_stripes(random)
             name = f"{split}{number:02}.png"
-            Image.fromarray(pixels.astype(np.uint8)).save(root / name)
+            Image.fromarray(pixels).save(root / name)
             rows.append((name, present.astype(int).tolist(), split))
     joined = [(n, "|".join(np.array(LABELS)[np.array(p) > 0]), s) for n, p, s in rows]
     for file, header, lines in (

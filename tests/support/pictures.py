@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import simplejpeg
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter
 
@@ -82,3 +83,17 @@ def create_scene(seed: int, *, width: int = 160, height: int = 120) -> Image.Ima
         shape = draw.ellipse if number % 2 else draw.rectangle
         shape(box, fill=tuple(random.integers(0, 256, 3).tolist()))
     return image
+
+
+def draw_stripes(random: np.random.Generator) -> tuple[NDArray[np.bool_], NDArray[np.uint8]]:
+    """Return which of blue, green and red are present, and an image with a stripe of each.
+
+    Args:
+        random: Source of the colours and of the places of the stripes.
+    """
+    present = random.random(3) < np.array([0.5, 0.4, 0.3])
+    pixels = random.integers(0, 120, (32, 32, 3))
+    for channel in np.flatnonzero(present[::-1]):
+        left = random.integers(0, 26)
+        pixels[:, left : left + 6, channel] = random.integers(170, 255)
+    return present, pixels.astype(np.uint8)

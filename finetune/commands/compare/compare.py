@@ -222,10 +222,9 @@ def _check_labels(manifest: Manifest) -> None:
         DataError: None has, so that no average precision is defined.
     """
     if manifest.is_multi_label:
-        samples = manifest.get_samples(Split.VAL)
         check_some_label(
-            samples,
-            f"None of the {format_count(len(samples), 'validation image')}",
+            manifest.get_samples(Split.VAL),
+            "validation image",
             effect="no average precision compares the backbones",
             remedy="Add images with labels to the val split.",
         )

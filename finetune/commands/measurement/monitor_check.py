@@ -11,20 +11,26 @@ from finetune.units import format_count
 _REMEDY = "set checkpoint.monitor=calibrated_loss"
 
 
-def check_some_label(samples: Sequence[Sample], subject: str, *, effect: str, remedy: str) -> None:
+def check_some_label(
+    samples: Sequence[Sample], noun: str, *, effect: str, remedy: str, clause: str = ""
+) -> None:
     """Check that one of some images has a label.
 
     Args:
         samples: Images, which each have any number of labels.
-        subject: What has no label, as in "No validation image".
+        noun: What they are, in the singular, as in "validation image".
         effect: What cannot be computed then, as a clause.
         remedy: What to do, as a sentence.
+        clause: Which of them are meant, as in " that fold 1 holds out".
 
     Raises:
         DataError: None has.
     """
     if not any(sample.class_names for sample in samples):
-        raise DataError(f"{subject} has a label, so that {effect}. {remedy}")
+        raise DataError(
+            f"None of the {format_count(len(samples), noun)}{clause} has a label, so that "
+            f"{effect}. {remedy}"
+        )
 
 
 def check_monitor_labels(
@@ -55,10 +61,8 @@ def check_monitor_labels(
         fewer = "use fewer folds (--folds), or " if len(folds) > 2 else ""
         remedy = f"{fewer}{_REMEDY}.".capitalize()
         for fold, samples in folds.items():
-            count = format_count(len(samples), "image")
-            subject = f"None of the {count} that fold {fold} holds out"
-            check_some_label(samples, subject, effect=effect, remedy=remedy)
+            clause = f" that fold {fold} holds out"
+            check_some_label(samples, "image", effect=effect, remedy=remedy, clause=clause)
     elif samples := training.manifest.get_samples(Split.VAL):
-        subject = f"None of the {format_count(len(samples), 'validation image')}"
         remedy = f"Add validation images with labels, or {_REMEDY}."
-        check_some_label(samples, subject, effect=effect, remedy=remedy)
+        check_some_label(samples, "validation image", effect=effect, remedy=remedy)

@@ -201,7 +201,7 @@ def _check_hold_out(manifest: Manifest) -> None:
     for split in (Split.VAL, Split.TEST):
         check_some_label(
             manifest.get_samples(split),
-            f"No {split.value} image",
+            f"{split.value} image",
             effect="no average precision compares the trials",
             remedy="Add images with labels, or leave the splits out.",
         )

@@ -23,6 +23,7 @@ from finetune.config.load import build_config
 from finetune.evaluation.multi_label.label_thresholds import choose_thresholds
 from finetune.inference.predictor import Predictor
 from tests.support.helpers import RecordingReporter
+from tests.support.pictures import draw_stripes
 from tests.support.runs import assert_same_bits, load_weights, write_weights
 
 pytestmark = pytest.mark.runs
@@ -47,13 +48,9 @@ def stripes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     random = np.random.default_rng(3)
     rows = []
     for number in range(66):
-        present = random.random(3) < np.array([0.5, 0.4, 0.3])
-        pixels = random.integers(0, 120, (32, 32, 3))
-        for channel in np.flatnonzero(present[::-1]):
-            left = random.integers(0, 26)
-            pixels[:, left : left + 6, channel] = random.integers(170, 255)
+        present, pixels = draw_stripes(random)
         name = f"{number:02}.png"
-        Image.fromarray(pixels.astype(np.uint8)).save(root / name)
+        Image.fromarray(pixels).save(root / name)
         split = "test" if number >= 54 else "train"
         rows.append((name, "|".join(np.array(LABELS)[present]), split))
     with (root / "labels.csv").open("w", newline="") as stream:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from finetune.cli.render.evaluation_table import format_metric
 from finetune.cli.render.findings.diagnosis_lines import build_diagnosis_lines
 from finetune.exporters.timm_format import explain_refusal
+from finetune.report.number_formats import format_metric_in_sentence
 from finetune.system.run_folder import RunFolder
 from finetune.units import format_count, format_duration
 
@@ -168,8 +169,8 @@ def _describe_model(summary: Mapping[str, Any]) -> str:
     entry = metrics[metric]
     interval = _format_interval(metric, entry["interval"])
     expected = (
-        f"expected {metric.replace('_', ' ')} {format_metric(metric, entry['mean'])} ({interval}) "
-        f"from {num_folds} folds"
+        f"expected {format_metric_in_sentence(metric)} {format_metric(metric, entry['mean'])} "
+        f"({interval}) from {num_folds} folds"
     )
     if metric != "accuracy":  # no mean over images: with few of a label, that of a fold is too high
         pooled = format_metric(metric, summary[OUT_OF_FOLD]["metrics"].get(metric))

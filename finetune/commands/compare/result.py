@@ -10,22 +10,11 @@ from typing import Any
 
 from finetune.commands.compare.backbone_result import BackboneFailure, BackboneResult
 from finetune.evaluation.significance import apply_holm_correction
+from finetune.report.number_formats import format_metric_in_sentence
 from finetune.units import format_count
 
 SIGNIFICANCE_LEVEL = 0.05
 """Differences with a smaller p-value count as significant."""
-
-_METRIC_NAMES = {
-    "macro_f1": "macro F1",
-    "micro_f1": "micro F1",
-    **{
-        name: name.replace("_", " ")
-        for name in (
-            "balanced_accuracy", "mean_average_precision", "micro_average_precision",
-            "subset_accuracy",
-        )
-    },
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +171,8 @@ def summarize_significance(result: CompareResult) -> str:
         if cheapest is not best:
             sentences.append(
                 f"The cheapest of these is {cheapest.backbone}, which may be preferred; the "
-                f"command below takes the one with the best {_name_metric(best.monitor)}."
+                f"command below takes the one with the best "
+                f"{format_metric_in_sentence(best.monitor)}."
             )
     if fewer:
         gain = _describe_gain(best, num_images, is_plural=False)
@@ -191,7 +181,7 @@ def summarize_significance(result: CompareResult) -> str:
         gain, metric = _describe_gain(best, num_images, is_plural=len(more) > 1), best.monitor
         sentences.append(
             f"{_join_names(more)} {gain} than {best.backbone} ({level}), but with a worse "
-            f"{_name_metric(metric)}."
+            f"{format_metric_in_sentence(metric)}."
         )
     return " ".join(sentences)
 
@@ -203,10 +193,6 @@ def _describe_gain(row: BackboneResult, num_images: str, *, is_plural: bool) -> 
         return f"{verb} significantly more of the {num_images} correctly"
     verb = "have" if is_plural else "has"
     return f"{verb} a significantly higher mean average precision on the {num_images}"
-
-
-def _name_metric(name: str) -> str:
-    return _METRIC_NAMES.get(name, name)
 
 
 def _join_names(rows: Sequence[BackboneResult]) -> str:

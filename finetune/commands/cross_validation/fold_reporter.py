@@ -6,15 +6,13 @@ from typing import Any
 
 from finetune.commands.fit.single_run import FitResult
 from finetune.evaluation.multi_label.label_metrics import MEAN_AVERAGE_PRECISION
+from finetune.report.number_formats import format_metric_in_sentence
 from finetune.types import Reporter
 from finetune.units import format_duration, format_percent
 
-_SCORES = {"accuracy": "accuracy", "macro_f1": "macro F1"}
-_LABEL_SCORES = {
-    MEAN_AVERAGE_PRECISION: "mean average precision",
-    "micro_average_precision": "micro average precision",
-}
-"""Metrics of a fold in its line, with their names."""
+_SCORES = ("accuracy", "macro_f1")
+_LABEL_SCORES = (MEAN_AVERAGE_PRECISION, "micro_average_precision")
+"""Metrics of a fold in its line."""
 
 
 class FoldReporter(Reporter):
@@ -74,8 +72,8 @@ def describe_fold_result(fold: int, result: FitResult) -> str:
     # F1 of labels is at thresholds that these images chose: that of other folds is told at the end
     names = _LABEL_SCORES if MEAN_AVERAGE_PRECISION in metrics else _SCORES
     shown = [
-        f"{text} {format_percent(value)}"
-        for name, text in names.items()
+        f"{format_metric_in_sentence(name)} {format_percent(value)}"
+        for name in names
         if (value := metrics.get(name)) is not None
     ]
     loss = metrics["loss"]

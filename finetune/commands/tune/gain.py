@@ -19,19 +19,11 @@ from finetune.evaluation.multi_label.label_metrics import MEAN_AVERAGE_PRECISION
 from finetune.evaluation.multi_label.paired_labels import compare_paired_labels
 from finetune.evaluation.paired_comparison import PairedComparison, compare_paired
 from finetune.inference.predictor import Predictor
+from finetune.report.number_formats import format_metric_in_sentence
 from finetune.system.hardware import prepare_accelerator
 from finetune.system.run_folder import RunFolder
 from finetune.types import Reporter, Sample, Split
 from finetune.units import format_count
-
-METRIC_NAMES = {
-    "accuracy": "accuracy",
-    "macro_f1": "macro F1",
-    "loss": "log loss",
-    MEAN_AVERAGE_PRECISION: "mean average precision",
-    "subset_accuracy": "subset accuracy",
-}
-"""Compared metrics and their names in sentences."""
 
 _BATCH_SIZE = 32
 
@@ -172,7 +164,7 @@ def _is_calibrated(run_dir: Path) -> bool:
 
 def summarize_gain(gain: TuneGain) -> str:
     """Return sentences on the gain, its interval and how much of it was chance."""
-    name, table = METRIC_NAMES[gain.metric], gain.held_out.differences
+    name, table = format_metric_in_sentence(gain.metric), gain.held_out.differences
     images = format_count(gain.held_out.num_images, "held-out image")
     if gain.verdict == "better":
         first = f"The search gained beyond chance in {name} on the {images}."
@@ -187,7 +179,7 @@ def summarize_gain(gain: TuneGain) -> str:
             f"default settings do as well, as far as these images can tell."
         )
     worse = [
-        METRIC_NAMES[other]
+        format_metric_in_sentence(other)
         for other, diff in table.items()
         if other != gain.metric and diff.verdict == "worse"
     ]
@@ -234,7 +226,9 @@ def describe_differences(
         )
         verdict = {"no difference beyond chance": "chance"}.get(diff["verdict"], diff["verdict"])
         shown = str(verdict) if name == decisive else ""
-        lines.append((METRIC_NAMES[name], before, after, f"{change} ({low} to {high})", shown))
+        lines.append(
+            (format_metric_in_sentence(name), before, after, f"{change} ({low} to {high})", shown)
+        )
     return lines
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from finetune.commands.tune.best_config import format_best_config
-from finetune.commands.tune.gain import METRIC_NAMES, TuneGain, summarize_gain
+from finetune.commands.tune.gain import TuneGain, summarize_gain
 from finetune.commands.tune.study_folder import StudyFolder, StudySettings
 from finetune.commands.tune.trials.trial_queue import TrialQueue
 from finetune.commands.tune.trials.trial_row import TrialRow, find_best, format_trials_csv
 from finetune.evaluation.multi_label.label_metrics import MEAN_AVERAGE_PRECISION
+from finetune.report.number_formats import format_metric_in_sentence
 from finetune.system.files import write_text
 from finetune.units import format_count
 
@@ -186,9 +187,9 @@ def _build_heading(result: TuneResult, best: TrialRow) -> list[str]:
         lines += [
             f"Gain over the default settings on {result.gain.held_out.num_images} held-out images "
             f"(95% interval):",
-            f"{METRIC_NAMES[name]} {100 * rate.difference:+.1f} points ({100 * rate.low:+.1f} to "
-            f"{100 * rate.high:+.1f}), log loss {loss.difference:+.4f} ({loss.low:+.4f} to "
-            f"{loss.high:+.4f}).",
+            f"{format_metric_in_sentence(name)} {100 * rate.difference:+.1f} points "
+            f"({100 * rate.low:+.1f} to {100 * rate.high:+.1f}), log loss "
+            f"{loss.difference:+.4f} ({loss.low:+.4f} to {loss.high:+.4f}).",
         ]
     fraction = settings.test_fraction
     if settings.hold_out == "drawn" and not result.is_hold_out_released:

@@ -176,7 +176,7 @@ def test_multi_label_row_with_better_loss_and_lower_precision_is_stated() -> Non
     rows = [replace(one, monitor="loss") for one in (best, other)]
     assert summarize_significance(result(*rows)) == (
         "b has a significantly higher mean average precision on the 40 validation images than a "
-        "(p < 0.05), but with a worse loss."
+        "(p < 0.05), but with a worse log loss."
     )
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Iterator
+import zlib
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,30 @@ def pytest_collection_finish() -> None:
     Each would take half a second, and a run collects whenever its trained layers change.
     """
     gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(
+    fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
+) -> Generator[None, object, object]:
+    """Seed torch before each fixture, so that its weights do not depend on the order of tests."""
+    _seed_torch(f"{fixturedef.baseid}::{fixturedef.argname}[{getattr(request, 'param_index', 0)}]")
+    return (yield)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> None:
+    """Seed torch before each test, which fails for every order or for none."""
+    _seed_torch(item.nodeid)
+
+
+def _seed_torch(name: str) -> None:
+    """Seed the default generator of torch, where it is imported, with a checksum of ``name``.
+
+    pytest-randomly shuffles tests and seeds Python and NumPy, not torch.
+    """
+    if "torch" in sys.modules:
+        sys.modules["torch"].default_generator.manual_seed(zlib.crc32(name.encode()))
 
 
 def pytest_unconfigure() -> None:

@@ -76,7 +76,7 @@ def test_load_model_of_timm_folder_predicts_as_timm(folder: Path, files: list[Pa
     assert card.classes == tuple(NAMES)
     assert card.backbone == "test_resnet"
     expected = predict_with_timm(folder, files)
-    assert expected.std(0).max() > 1e-3, "the images must differ"
+    assert expected.std(0).max() > 1e-4, "the images must differ"
     assert float((predict(folder, files) - expected).abs().max()) < 1e-5
 
 

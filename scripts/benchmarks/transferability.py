@@ -61,13 +61,14 @@ def write_folder(
     *,
     num_train: int,
     num_test: int,
+    seed: int = 0,
 ) -> None:
-    """Write changed training and test images of each class, drawn by a fixed seed."""
+    """Write changed training and test images of each class, drawn by ``seed``."""
     train = source / "train" if (source / "train").is_dir() else source
     test = next((source / name for name in ("test", "val") if (source / name).is_dir()), source)
     for folder in sorted(path for path in train.iterdir() if path.is_dir()):
         files = sorted(folder.iterdir())
-        random = np.random.default_rng(0)
+        random = np.random.default_rng(seed)
         drawn = [files[row] for row in random.permutation(len(files))]
         if test == source:
             parts = {"train": drawn[num_test:][:num_train], "test": drawn[:num_test]}
@@ -98,6 +99,7 @@ def run(folder: Path, backbone: str, weights: str, args: argparse.Namespace) -> 
             weights=weights,
             image_size=args.image_size,
             unfreeze=unfreeze,
+            seed=args.seed,
             config=parse_assignments(args.set),
             output=folder.parent / f"run-{backbone}-{name}",
             reporter=recorder,
@@ -120,6 +122,7 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=96)
     parser.add_argument("--num-train", type=int, default=50, help="images of a class")
     parser.add_argument("--num-test", type=int, default=60, help="images of a class")
+    parser.add_argument("--seed", type=int, default=0, help="of the drawn images and of fit")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     args = parser.parse_args()
     args.results.touch()
@@ -131,7 +134,12 @@ def main() -> None:
                 images = Path(place) / "images"
                 for weights_text in args.weights:
                     backbone, _, weights = weights_text.partition("=")
-                    key = {"images": name, "variant": variant, "backbone": backbone}
+                    key = {
+                        "images": name,
+                        "variant": variant,
+                        "backbone": backbone,
+                        "seed": args.seed,
+                    }
                     if any(key.items() <= row.items() for row in done):
                         continue
                     if not images.exists():
@@ -141,6 +149,7 @@ def main() -> None:
                             VARIANTS[variant],
                             num_train=args.num_train,
                             num_test=args.num_test,
+                            seed=args.seed,
                         )
                     row = {**key, **run(images, backbone, weights, args)}
                     with args.results.open("a") as file:

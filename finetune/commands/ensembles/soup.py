@@ -26,6 +26,7 @@ from finetune.evaluation.multi_label.label_metrics import MEAN_AVERAGE_PRECISION
 from finetune.evaluation.multi_label.label_thresholds import choose_thresholds
 from finetune.inference.predictor import Predictor
 from finetune.inference.scoring import evaluate_targets
+from finetune.models.head import compute_backbone_digest
 from finetune.models.weight_soup import (
     average_networks,
     have_equal_statistics,
@@ -167,7 +168,8 @@ def average_runs(paths: Sequence[Path], *, method: str, reporter: Reporter) -> M
             chosen, soup, current = [*chosen, row], candidate, score
         reporter.advance()
     reporter.finish()
-    are_equal = have_equal_statistics([bundles[row].network for row in chosen])
+    networks = [bundles[row].network for row in chosen]
+    are_equal = have_equal_statistics(networks)
     key = f"val_{averager.metric}"
     facts: dict[str, Any] = {
         "method": method,
@@ -180,6 +182,11 @@ def average_runs(paths: Sequence[Path], *, method: str, reporter: Reporter) -> M
         "batch_norm": "unchanged" if are_equal else "recomputed on training images",
     }
     reporter.note(_describe_soup(facts, averager.metric))
+    if len(chosen) > 1 and len({compute_backbone_digest(network) for network in networks}) == 1:
+        reporter.note(
+            "The averaged runs have the same backbone, as runs that kept their linear probe do: "
+            "only their heads were averaged."
+        )
     return replace(soup, card=replace(soup.card, facts={**soup.card.facts, "soup": facts}))
 
 

@@ -83,6 +83,9 @@ class TuneResult:
     @property
     def summary(self) -> str:
         """Sentences on what the search gained, or why that is not known."""
+        return " ".join(filter(None, (self._describe_gain(), self._describe_kept_probes())))
+
+    def _describe_gain(self) -> str:
         if self.gain is not None:
             return summarize_gain(self.gain)
         if not self.is_finished:
@@ -109,6 +112,22 @@ class TuneResult:
                 "settings. Search other values."
             )
         return "No trial was better than the default settings: the search gained nothing."
+
+    def _describe_kept_probes(self) -> str:
+        """Return what it means that trials kept their linear probe; empty if none of note did."""
+        completed = [row for row in self.trials if row.value is not None]
+        if len(completed) > 1 and all(row.probe_kept for row in completed):
+            return (
+                f"All {len(completed)} completed trials kept their linear probe: no trained "
+                f"weights were better on the validation images, so what was searched of "
+                f"fine-tuning changed nothing that was compared."
+            )
+        if self.best is not None and self.best.probe_kept:
+            return (
+                f"Trial {self.best.number}, the best, kept its linear probe: none of its trained "
+                f"weights were better on the validation images."
+            )
+        return ""
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values."""

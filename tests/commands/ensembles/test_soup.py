@@ -72,6 +72,31 @@ def test_greedy_soup_adds_runs_while_validation_accuracy_does_not_fall(
     assert metrics["val"]["accuracy"] == pytest.approx(result.soup["val_accuracy"])
 
 
+def test_soup_of_runs_that_kept_their_probe_says_that_heads_alone_were_averaged(
+    insects: Path, frozen: list[Path], tmp_path: Path
+) -> None:
+    probes = [
+        train(
+            insects,
+            tmp_path / f"flipped-{hflip}",
+            unfreeze={"name": "linear_probe"},
+            optim={"lr": "auto"},
+            trainer={"epochs": "auto"},
+            augment={"name": "auto", "hflip": "auto"},
+            probe={"enabled": "on", "hflip": hflip},
+            model={"backbone": "test_resnet", "weights": "random", "batch_norm": "frozen"},
+        )
+        for hflip in ("on", "off")
+    ]
+    note = "only their heads were averaged"
+    reporter = RecordingReporter()
+    finetune.export(probes, tmp_path / "soup", soup="uniform", reporter=reporter)
+    assert any(note in text for text in reporter.notes)
+    reporter = RecordingReporter()
+    finetune.export(frozen, tmp_path / "trained", soup="uniform", reporter=reporter)
+    assert not any(note in text for text in reporter.notes)
+
+
 def evaluate_on_val(run: Path) -> tuple[float, float]:
     metrics = finetune.evaluate(run, split="val", device="cpu").evaluation.metrics
     return metrics["accuracy"], metrics["loss"]

@@ -77,6 +77,31 @@ def test_verdict_is_that_of_the_metric_that_chose(
     assert ("all the same" in heading) == (verdict != "better")
 
 
+@pytest.mark.parametrize(
+    ("kept", "start", "end"),
+    [
+        ((True, True), "All 2 completed trials kept their linear probe:", "that was compared."),
+        ((False, True), "Trial 2, the best, kept its linear probe:", "validation images."),
+        ((True, False), "", ""),
+    ],
+)
+def test_summary_says_that_trials_kept_their_probe(
+    kept: tuple[bool, bool], start: str, end: str, tmp_path: Path
+) -> None:
+    rows = tuple(
+        replace(build_row(number, "completed", 1 / number), probe_kept=is_kept)
+        for number, is_kept in enumerate(kept, 1)
+    )
+    gain = build_gain("calibrated_loss")
+    summary = build_result(tmp_path, gain, trials=rows).summary
+    first = summarize_gain(gain)
+    assert summary.startswith(first)
+    rest = summary.removeprefix(first).strip()
+    assert rest.startswith(start)
+    assert rest.endswith(end)
+    assert bool(rest) == bool(start)
+
+
 def test_summary_of_a_gain_names_what_is_worse(tmp_path: Path) -> None:
     result = build_result(tmp_path, build_gain("loss", loss=BETTER, accuracy=WORSE))
     assert "gained beyond chance in log loss" in result.summary

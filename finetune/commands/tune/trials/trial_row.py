@@ -29,6 +29,7 @@ class TrialRow:
         metrics: Metrics of its model on the validation images.
         reason: Why it failed; empty if it did not.
         same_as: Number of the trial with the same values whose result it has; None if it trained.
+        probe_kept: Whether its model is its linear probe, because no trained weights were better.
     """
 
     number: int
@@ -42,6 +43,7 @@ class TrialRow:
     metrics: Mapping[str, Any]
     reason: str
     same_as: int | None = None
+    probe_kept: bool = False
 
     @classmethod
     def from_trial(cls, trial: "FrozenTrial", queue: TrialQueue) -> "TrialRow":
@@ -59,6 +61,7 @@ class TrialRow:
             metrics=facts.get("metrics", {}),
             reason=facts.get("reason", ""),
             same_as=facts.get("same_as"),
+            probe_kept=bool(facts.get("probe_kept")),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -75,6 +78,7 @@ class TrialRow:
             "metrics": dict(self.metrics),
             "reason": self.reason,
             "same_as": self.same_as,
+            "probe_kept": self.probe_kept,
         }
 
 
@@ -120,7 +124,8 @@ def format_trials_csv(trials: Sequence[TrialRow]) -> str:
     """Return the trials as CSV, one line each, with the searched keys as columns."""
     keys = list(dict.fromkeys(key for trial in trials for key in trial.values))
     metrics = list(dict.fromkeys(name for trial in trials for name in trial.metrics))
-    columns = ["number", "state", "value", "epochs", "num_epochs", "seconds", "default"]
+    columns = ["number", "state", "value", "epochs", "num_epochs", "seconds"]
+    columns += ["default", "probe_kept"]
     rows = []
     for trial in trials:
         tree = trial.to_json()

@@ -11,12 +11,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from finetune.bundle.model_card import read_card_json
 from finetune.commands.fit.fit import resume
 from finetune.commands.fit.single_run import start_run
-from finetune.commands.measurement.interpolation import INTERPOLATION_KEY
 from finetune.commands.prepare_data import RunData
 from finetune.commands.stored_run import read_stored_config
+from finetune.commands.tune.trials.trial_facts import collect_facts, is_probe_kept, read_score
 from finetune.commands.tune.trials.trial_queue import ClaimedTrial, TrialQueue
 from finetune.config.load import replace_values
 from finetune.config.schema import Config
@@ -31,7 +30,6 @@ from finetune.models.pretrained.weights import extract_first_line
 from finetune.system import run_folder
 from finetune.system.hardware import explain_out_of_memory, is_out_of_memory, release_memory
 from finetune.system.run_folder import RunFolder
-from finetune.training.loggers.metrics_csv import MetricsCsv
 from finetune.types import Reporter
 
 KEPT_FILES = ("config.yaml", "metrics.csv", "measured.json")
@@ -186,19 +184,23 @@ def run_trial(
     try:
         metrics = _fit(claimed, shared, run, trial_reporter)
     except PrunedError:
-        return TrialOutcome(is_pruned=True, facts=_collect_facts(claimed, run))
+        return TrialOutcome(is_pruned=True, facts=collect_facts(claimed, run))
     except Exception as error:
         reason = _explain_failure(error)
         if reason is None or claimed.is_default:
             raise
-        return TrialOutcome(reason=reason, facts=_collect_facts(claimed, run))
+        return TrialOutcome(reason=reason, facts=collect_facts(claimed, run))
     finally:
         reporter.finish()
         release_memory()
         with suppress(OSError):
             (run_dir.parent / "latest").unlink(missing_ok=True)
     value = read_score(run, shared.monitor)
-    facts = {**_collect_facts(claimed, run), "metrics": dict(metrics)}
+    facts = {
+        **collect_facts(claimed, run),
+        "metrics": dict(metrics),
+        "probe_kept": is_probe_kept(run),
+    }
     if not math.isfinite(value):
         return TrialOutcome(reason=f"{shared.monitor} is not finite", facts=facts)
     return TrialOutcome(value, facts=facts)
@@ -237,23 +239,6 @@ def find_completed_tenths(epoch: int, num_epochs: int) -> list[int]:
     return list(range(10 * (epoch - 1) // num_epochs + 1, 10 * epoch // num_epochs + 1))
 
 
-def read_score(run: RunFolder, monitor: str) -> float:
-    """Return the metric of a finished run's model on its validation images.
-
-    That is the score of the weights that were chosen between probe and last epoch, else that of the
-    best epoch.
-    """
-    facts = read_card_json(run.bundle_dir)["facts"]
-    chosen = facts.get(INTERPOLATION_KEY)
-    if chosen is not None:
-        is_epoch = chosen["fraction"] is None
-        score = chosen["best_epoch_score"] if is_epoch else chosen["scores"][_format(chosen)]
-        return float(score)
-    values = _read_column(run, f"val/{monitor}")
-    finite = [value for value in values if math.isfinite(value)] or [math.nan]
-    return min(finite) if monitor.endswith("loss") else max(finite)
-
-
 def remove_losing_files(run_dir: Path) -> None:
     """Remove all files of a trial but its config and its metrics."""
     if not run_dir.is_dir():
@@ -263,10 +248,6 @@ def remove_losing_files(run_dir: Path) -> None:
             continue
         with suppress(OSError):
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-
-
-def _format(chosen: Mapping[str, Any]) -> str:
-    return f"{chosen['fraction']:g}"
 
 
 def _fit(
@@ -290,18 +271,3 @@ def _explain_failure(error: Exception) -> str | None:
     if isinstance(error, FinetuneError | OSError):
         return None
     return f"{type(error).__name__}: {extract_first_line(error)}"
-
-
-def _collect_facts(claimed: ClaimedTrial, run: RunFolder) -> dict[str, Any]:
-    """Return the time of a trial, over all of its attempts, and its epochs."""
-    facts: dict[str, Any] = {"seconds": claimed.seconds}
-    if run.config_path.is_file():
-        facts["num_epochs"] = int(read_stored_config(run).trainer.epochs)
-        epochs = _read_column(run, "epoch")
-        facts["epochs"] = int(max(epochs)) if epochs else 0
-    return facts
-
-
-def _read_column(run: RunFolder, name: str) -> list[float]:
-    rows = MetricsCsv(run.metrics_path, reporter=Reporter()).get_rows(after=-1, up_to=10**9)
-    return [row[name] for row in rows if name in row]

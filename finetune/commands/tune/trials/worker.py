@@ -160,6 +160,7 @@ def repeat_outcome(same: TrialRow) -> TrialOutcome:
         "num_epochs": same.num_epochs,
         "metrics": dict(same.metrics),
         "same_as": same.number,
+        "probe_kept": same.probe_kept,
     }
     return TrialOutcome(same.value, facts=facts)
 

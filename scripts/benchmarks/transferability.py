@@ -6,7 +6,8 @@
 For each folder, made variants of it and each network: `finetune fit` with its defaults, and the
 linear probe alone, on the same images. A line of JSON has the accuracy and log loss of the head on
 each stage (cross-validated), and test accuracy and log loss of the probe and of the shipped model.
-A folder has class folders, or `train` and `test` (or `val`) with class folders.
+A folder has class folders, or `train` and `test` (or `val`) with class folders. `--summary` prints
+the gains of each pair, and by what the program says of the heads on earlier stages.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from PIL import Image, ImageFilter, ImageOps
 import finetune
 from finetune.config.load import parse_assignments
 from finetune.types import Reporter
+from scripts.benchmarks.lib.transferability_summary import format_pairs, format_summary
 
 VARIANTS: Mapping[str, Callable[[Image.Image], Image.Image]] = {
     "as they are": lambda image: image,
@@ -124,9 +126,13 @@ def main() -> None:
     parser.add_argument("--num-test", type=int, default=60, help="images of a class")
     parser.add_argument("--seed", type=int, default=0, help="of the drawn images and of fit")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--summary", action="store_true", help="print what the results say")
     args = parser.parse_args()
     args.results.touch()
     done = [json.loads(line) for line in args.results.read_text().splitlines()]
+    if args.summary:
+        print(format_pairs(done), "", format_summary(done), sep="\n")
+        return
     for folder_text in args.folder:
         name, _, source = folder_text.partition("=")
         for variant in args.variant or ["as they are"]:

@@ -32,11 +32,8 @@ from finetune.models.layer_groups import LayerGroup
 from finetune.training.learning_recipe import Recipe
 from finetune.training.mixup import Mixup
 from finetune.training.optimization.param_groups import compute_learning_rates
-from finetune.training.schedules.learning_rate import (
-    LR_SCHEDULES,
-    compute_lr_factor,
-    one_cycle_momentum,
-)
+from finetune.training.schedules.factor_scheduler import LrFactor
+from finetune.training.schedules.learning_rate import LR_SCHEDULES, one_cycle_momentum
 from finetune.training.schedules.plateau import PlateauSettings
 from finetune.training.schedules.unfreeze import UNFREEZE_SCHEDULES, resolve_depth
 from finetune.training.trainer import TrainerOptions
@@ -84,7 +81,6 @@ def build_recipe(
         seed=config.seed,
         mixup=Mixup(mixup_alpha=config.augment.mixup, cutmix_alpha=config.augment.cutmix),
         averaging_start_step=compute_averaging_start_step(optim.swa_fraction, run.num_steps),
-        logit_shift=balance.logit_shift,
         model_prior_schedule=balance.prior_schedule,
         plateau=build_plateau_settings(lr_schedule, monitor=f"val/{config.checkpoint.monitor}"),
         momentum_lambda=build_momentum_lambda(optim, lr_schedule, num_steps=run.num_steps),
@@ -160,7 +156,7 @@ def build_lr_lambda(
     num_steps: int,
     num_epochs: int,
     phase_starts: Sequence[int] = (0,),
-) -> Callable[[int], float]:
+) -> LrFactor:
     """Return the factor of the peak learning rates as a function of the step.
 
     Args:
@@ -195,8 +191,7 @@ def build_lr_lambda(
         check_types(schedule, lr_schedule.params, setting="lr_schedule.params")
         with explain_invalid("lr_schedule", name, lr_schedule.params):
             schedule(0.0, **params)
-    return partial(
-        compute_lr_factor,
+    return LrFactor(
         schedule=partial(schedule, **params),
         num_steps=num_steps,
         warmup_steps=round(lr_schedule.warmup_fraction * num_steps),

@@ -1,7 +1,8 @@
 """Schedules and settings by which a classifier is trained."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -25,8 +26,6 @@ class Recipe:
         mixup: Mixup and CutMix of training images.
         averaging_start_step: Steps before weight averaging begins; None validates and saves the
             current weights.
-        logit_shift: Values added to the logits of validation images, shape (K,), as they will be to
-            those of the finished model; None adds nothing.
         model_prior_schedule: Function from epoch to the class prior that the logits assume after
             it, stored in the card of its checkpoints; None leaves the card unchanged.
         plateau: Reduction of the learning rates on a plateau of the validation metric; None for a
@@ -44,8 +43,14 @@ class Recipe:
     seed: int
     mixup: Mixup = field(default_factory=Mixup)
     averaging_start_step: int | None = None
-    logit_shift: Tensor | None = None
     model_prior_schedule: Callable[[int], Sequence[float]] | None = None
     plateau: PlateauSettings | None = None
     momentum_lambda: Callable[[int], float] | None = None
     penalty: Callable[[ImageClassifier], Tensor] | None = None
+
+    def build_epoch_card(self, card: Mapping[str, Any], epoch: int) -> dict[str, Any]:
+        """Return the JSON of a model card with the class prior of the logits after an epoch."""
+        priors = card.get("priors")
+        if priors is None or self.model_prior_schedule is None:
+            return dict(card)
+        return {**card, "priors": {**priors, "model": list(self.model_prior_schedule(epoch))}}

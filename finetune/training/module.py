@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from finetune.bundle.checkpoint_file import AVERAGE_KEY
 from finetune.bundle.model_card import CARD_KEY, get_train_counts
 from finetune.data.dataset import Batch
+from finetune.evaluation.priors import compute_card_shift
 from finetune.evaluation.validation import compute_outputs, compute_validation_metrics
 from finetune.models.classifier import ImageClassifier, normalise
 from finetune.system.hardware import seed_device
@@ -72,6 +73,7 @@ class ClassificationModule(LightningModule):
         self.register_buffer("std", torch.tensor(spec.std), persistent=False)
         self._learning_rates: Mapping[str, float] = {}
         self._outputs = ValidationOutputs()
+        self._logit_shift: Tensor | None = None
         self._statistics = EpochStatistics(classifier)
         self.divergence: DivergenceCheck | None = None
         start = recipe.averaging_start_step
@@ -175,13 +177,18 @@ class ClassificationModule(LightningModule):
                 float(self.trainer.callback_metrics[self.recipe.plateau.monitor])
             )
 
+    def on_validation_epoch_start(self) -> None:
+        """Compute the logit adjustment of the model that the checkpoint of this epoch will hold."""
+        shift = compute_card_shift(self.recipe.build_epoch_card(self.card, self.current_epoch))
+        self._logit_shift = None if shift is None else torch.tensor(shift)
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Store the probabilities of a batch, computed with averaged weights if there are any."""
         average = None if self.average is None else dict(self.average.tensors)
         images = batch["image"]
         logits: Tensor = functional_call(self, average, (images,)) if average else self(images)
-        if (shift := self.recipe.logit_shift) is not None:
-            logits = logits + shift.to(logits.device)
+        if self._logit_shift is not None:
+            logits = logits + self._logit_shift.to(logits.device)
         self._outputs.add(batch["index"], batch["label"], compute_outputs(logits, batch["label"]))
 
     def on_validation_epoch_end(self) -> None:
@@ -203,7 +210,7 @@ class ClassificationModule(LightningModule):
                     labels[selected],
                     classes=self.classes,
                     train_counts=self._train_counts,
-                    logit_shift=self.recipe.logit_shift,
+                    logit_shift=self._logit_shift,
                 )
                 self.log_dict({f"{name}/{key}": value for key, value in metrics.items()})
 
@@ -295,20 +302,10 @@ class ClassificationModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the card, with which the weights can be used without the run, and the average."""
-        checkpoint[CARD_KEY] = self._build_epoch_card()
+        checkpoint[CARD_KEY] = self.recipe.build_epoch_card(self.card, self.current_epoch)
         if self.average is not None and self.average.count:
             checkpoint[AVERAGE_KEY] = self.average.state_dict()
         self._statistics.groups.save_start(checkpoint)
-
-    def _build_epoch_card(self) -> dict[str, Any]:
-        """Return the card with the class prior of the training images drawn up to this epoch."""
-        priors, prior_schedule = self.card.get("priors"), self.recipe.model_prior_schedule
-        if priors is None or prior_schedule is None:
-            return self.card
-        return {
-            **self.card,
-            "priors": {**priors, "model": list(prior_schedule(self.current_epoch))},
-        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the average of the weights, and those at the start of an unfinished epoch."""

@@ -149,6 +149,35 @@ def test_validation_metrics_equal_scikit_learn(animals: Path, tmp_path: Path) ->
     assert calibrated <= metrics["val/loss"] + 1e-3
 
 
+def test_validation_adjusts_logits_by_the_class_prior_of_the_epoch(
+    animals: Path, tmp_path: Path
+) -> None:
+    training = create_small_training(animals, optim__lr=0.001)
+    module = training.module
+    priors = [(0.6, 0.3, 0.1), (0.2, 0.3, 0.5)]
+    module.recipe = replace(module.recipe, model_prior_schedule=priors.__getitem__)
+    module.card["priors"] = {"train": priors[0], "model": priors[1], "target": (1 / 3,) * 3}
+    dataset = training.datamodule.val_dataset
+    batch = torch.utils.data.default_collate([dataset[row] for row in range(15)])
+
+    class Recorder(Callback):
+        def __init__(self) -> None:
+            self.logits: list[Tensor] = []
+
+        def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+            with torch.no_grad():
+                self.logits.append(pl_module.eval()(batch["image"]))
+
+    recorder = Recorder()
+    metrics = MetricsCsv(tmp_path / "metrics.csv", reporter=Reporter())
+    run(training, tmp_path, recorder, metrics)
+    rows = metrics.get_rows(after=0, up_to=2)
+    assert len(rows) == len(recorder.logits) == 2
+    for row, logits, prior in zip(rows, recorder.logits, priors, strict=True):
+        expected = cross_entropy(logits - torch.tensor(prior).log(), batch["label"])
+        assert row["val/loss"] == pytest.approx(float(expected), abs=1e-5)
+
+
 def test_logged_learning_rates_are_those_of_the_last_step(animals: Path, tmp_path: Path) -> None:
     training = create_small_training(
         animals,

@@ -22,6 +22,7 @@ from finetune.bundle.checkpoint_file import (
 from finetune.bundle.model_card import CARD_KEY
 from finetune.commands.fit.finalize import choose_eval_batch_size
 from finetune.data.dataset import create_loader
+from finetune.evaluation.priors import compute_card_shift
 from finetune.evaluation.validation import (
     compute_calibrated_losses,
     compute_outputs,
@@ -145,20 +146,23 @@ def interpolate_best_model(
     reporter.start("comparing the probe with the last epoch", num_passes * len(training.data.val))
     with translate_out_of_memory():
         network = copy.deepcopy(last).to(device)
-        line = {0.0: _evaluate(network, probe, training, reporter)}
+        cards = [checkpoint[CARD_KEY] for checkpoint in checkpoints]
+        line = {0.0: _evaluate(network, probe, cards[0], training, reporter)}
         for fraction in FRACTIONS:
             weights = interpolate_weights(first, end, fraction)
-            line[fraction] = _evaluate(network, weights, training, reporter)
-        best_epoch = _evaluate(network, current, training, reporter) if is_elsewhere else None
+            line[fraction] = _evaluate(network, weights, cards[1], training, reporter)
+        best_epoch = (
+            _evaluate(network, current, cards[2], training, reporter) if is_elsewhere else None
+        )
     reporter.finish()
     result = choose_position(training.config.checkpoint.monitor, line, best_epoch)
     if result.fraction is None:
-        weights, card = current, checkpoints[2][CARD_KEY]
+        weights, card = current, cards[2]
     elif result.fraction == 0:
-        weights, card = probe, checkpoints[0][CARD_KEY]
+        weights, card = probe, cards[0]
     else:
         weights = interpolate_weights(first, end, result.fraction)
-        card = checkpoints[1][CARD_KEY]
+        card = cards[1]
     checkpoint = {
         "state_dict": {f"{NETWORK_PREFIX}{name}": value.cpu() for name, value in weights.items()},
         CARD_KEY: {**card, "facts": {**card.get("facts", {}), INTERPOLATION_KEY: result.to_json()}},
@@ -214,10 +218,11 @@ def _are_equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
 def _evaluate(
     network: nn.Module,
     weights: Mapping[str, Tensor],
+    card: Mapping[str, Any],
     training: Training,
     reporter: Reporter,
 ) -> ValidationScore:
-    """Return the score of the validation images by a network with other weights.
+    """Return the score of the validation images by a network with other weights and their card.
 
     Computed in the precision of training and without folding BatchNorm, as the validation of each
     epoch is, so that the last epoch has its loss in the table of epochs. What is shipped is
@@ -239,8 +244,8 @@ def _evaluate(
             logits.append(extractor.head(extractor(pixels)[0]).float().cpu())
         labels.append(batch["label"])
         reporter.advance(len(batch["label"]))
-    shift, unshifted = training.module.recipe.logit_shift, torch.cat(logits)
-    shift = None if shift is None else shift.cpu()
+    unshifted, card_shift = torch.cat(logits), compute_card_shift(card)
+    shift = None if card_shift is None else torch.tensor(card_shift)
     shifted = unshifted if shift is None else unshifted + shift
     target = torch.cat(labels)
     metrics = compute_validation_metrics(

@@ -48,11 +48,12 @@ def scale_head(training: Training, result: ProbeResult) -> float:
 
     Returns:
         The divisor, at least 1. With it, the head has the temperature that minimises the training
-        loss of out-of-fold predictions, or a larger one where ``optim.max_norm`` requires it.
+        loss of out-of-fold predictions, or a larger one where ``optim.max_norm`` requires it. It is
+        1 after a probe that has trained the last stage, too.
     """
     head = find_linear_head(training.module.classifier.network)
     assert head is not None, "a probe has a linear head"
-    if result.last_stage_epochs:  # the last stage was trained with that loss
+    if result.last_stage_epochs:  # no out-of-fold predictions of a head with this last stage
         return 1.0
     held_out = result.cv_head.held_out_probabilities
     if training.data.is_multi_label:

@@ -180,19 +180,13 @@ def _build_monitor_callbacks(
     run_dir: Path, options: TrainerOptions, monitor: str, baseline: float | None
 ) -> list[Callback]:
     """Return the callbacks that stop early and keep the best epoch by a validation metric."""
-    callbacks: list[Callback] = []
     mode = "min" if monitor.endswith("loss") else "max"
     best = build_checkpoint_callback(run_dir, "best", monitor=monitor, mode=mode)
+    stopping = ResumableEarlyStopping(monitor, patience=options.patience, mode=mode)
     if baseline is not None:
         best.set_baseline(baseline)
-    if options.patience is not None:
-        stopping = ResumableEarlyStopping(
-            monitor, patience=options.patience, mode=mode, check_on_train_epoch_end=True
-        )
-        if baseline is not None:
-            stopping.set_baseline(baseline)
-        callbacks.append(stopping)
-    return [*callbacks, best]
+        stopping.set_baseline(baseline)
+    return [stopping, best]
 
 
 def fit(

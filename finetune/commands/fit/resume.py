@@ -52,17 +52,18 @@ OVERRIDABLE_KEYS = (
     "data.num_workers",
     "tracking.",
     "report.",
-    "checkpoint.",
+    "checkpoint.every_minutes",
     "cross_validation.final",
     "cross_validation.fold",
     "resume",
 )
 """Keys, and sections ending in a dot, that may change in a resumed run; others define the run."""
 
-START_KEYS = ("optim.lr",)
+START_KEYS = ("optim.lr", "checkpoint.monitor")
 """Keys that may also change before the first checkpoint of an epoch, as after ``fit --lr-find``.
 
-In a cross-validation, before the first fold has begun.
+In a cross-validation, before the first fold has begun. A checkpoint has the score of the best model
+so far, which says nothing about another metric.
 """
 
 
@@ -227,10 +228,15 @@ def _check_changes(stored: Config, config: Config, *, has_started: bool) -> None
     for key, (before, after) in diff_configs(stored, config).items():
         is_part = key == "cross_validation.fold" and before is not None
         if is_part or (key not in keys and not key.startswith(sections)):
+            found = format_yaml_value(before)
+            reason = (
+                f", whose best model so far was chosen by {found}"
+                if key == "checkpoint.monitor"
+                else ""
+            )
             raise ConfigError(
-                f"{key} is {format_yaml_value(before)} in the run and cannot become "
-                f"{format_yaml_value(after)} in a resumed run. "
-                f"Leave it out, or start a new run without --resume."
+                f"{key} is {found} in the run and cannot become {format_yaml_value(after)} in a "
+                f"resumed run{reason}. Leave it out, or start a new run without --resume."
             )
 
 

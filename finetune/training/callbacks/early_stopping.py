@@ -1,21 +1,45 @@
 """Early stopping that counts from the kept model, and the record of why a run stopped."""
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
+from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 
 from finetune.training.callbacks.mid_epoch_resume import ResumeState
-from finetune.training.checkpoint_io import EARLY_STOPPING_STATE_KEY, rename_callback_states
+from finetune.training.checkpoint_io import (
+    BEST_STATE_KEY,
+    EARLY_STOPPING_STATE_KEY,
+    rename_callback_states,
+)
 from finetune.units import format_count, format_percent
 
 
 class ResumableEarlyStopping(EarlyStopping):
-    """``EarlyStopping`` that applies the configured patience on resume, not the saved one."""
+    """``EarlyStopping`` that applies the configured patience on resume, not the saved one.
+
+    Without a patience it counts, too, so that a resumed run with one has the best score so far.
+
+    Args:
+        monitor: Validation metric that is watched.
+        patience: Epochs that are not better than the best one before training stops; None never
+            stops it.
+        mode: "min" or "max" of the metric.
+    """
+
+    def __init__(self, monitor: str, *, patience: int | None, mode: str) -> None:
+        super().__init__(
+            monitor,
+            patience=sys.maxsize if patience is None else patience,
+            mode=mode,
+            check_finite=patience is not None,
+            check_on_train_epoch_end=True,
+        )
 
     @property
     def state_key(self) -> str:
@@ -26,9 +50,32 @@ class ResumableEarlyStopping(EarlyStopping):
         """Register the score of the model that is kept so far: only a better epoch improves."""
         self.best_score = torch.tensor(score)
 
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Take the score of the best model from a checkpoint without a state of this callback.
+
+        Older releases wrote such checkpoints where early stopping was off. How many epochs the best
+        model is ago is not in them: they are counted from here on.
+        """
+        states = checkpoint["callbacks"]
+        best = states.get(BEST_STATE_KEY, {})
+        score = best.get("best_model_score")
+        is_same = best.get("monitor") == self.monitor
+        if self.state_key not in states and is_same and score is not None:
+            self.set_baseline(float(score))
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the best score and the number of epochs without improvement."""
-        super().load_state_dict({**state_dict, "patience": self.patience})
+        """Restore the best score and the number of epochs without improvement.
+
+        Not why training had stopped: it continues.
+        """
+        going_on = {
+            "patience": self.patience,
+            "stopping_reason": EarlyStoppingReason.NOT_STOPPED.value,
+            "stopping_reason_message": None,
+        }
+        super().load_state_dict({**state_dict, **going_on})
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from finetune.commands.cross_validation.refit import choose_measured, choose_ref
 from finetune.commands.fit.fit import FitResult
 from finetune.commands.measurement.interpolation import interpolate_weights
 from finetune.config.load import build_config, read_config_file
+from finetune.errors import ConfigError
 from tests.support.helpers import RecordingReporter
 from tests.support.runs import load_weights, read_rows, write_weights
 
@@ -141,6 +142,22 @@ def test_network_measures_the_pixels_of_all_images(insects: Path, tmp_path: Path
     assert len(set(means)) == 3
     low, high = sorted(means[:2])
     assert low[0] <= means[2][0] <= high[0], "the folds halve the images"
+
+
+def test_plateau_which_needs_validation_images_is_refused_before_the_folds(
+    insects: Path, tmp_path: Path
+) -> None:
+    named = {"lr_schedule__name": "plateau", "trainer__epochs": 1}
+    config = build_refit_config(insects, tmp_path, **named)
+    message = r"refit .*lr_schedule\.name=plateau.*another schedule.*final=ensemble"
+    for command in (finetune.plan_fit, finetune.fit):
+        with pytest.raises(ConfigError, match=message):
+            command(config)
+    assert not (tmp_path / "run").exists()
+    ensemble = {**named, "cross_validation__final": "ensemble"}
+    run = finetune.fit(build_refit_config(insects, tmp_path, **ensemble)).run_dir
+    with pytest.raises(ConfigError, match=message):
+        finetune.resume(run, assignments={"cross_validation.final": "refit"})
 
 
 def test_choice_is_the_median_of_the_larger_part_of_the_folds() -> None:

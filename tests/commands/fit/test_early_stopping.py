@@ -130,6 +130,21 @@ def test_resume_of_a_stopped_run_tells_the_reason_and_a_larger_patience_trains_o
     assert [row["epoch"] for row in read_rows(run)] == ["0", "1", "2"]
 
 
+def test_early_stopping_switched_on_at_resume_knows_the_best_model(
+    animals: Path, pretrained: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    fit(animals, run, pretrained, trainer__epochs=1, trainer__early_stopping_patience=None)
+    probe_loss = float(read_rows(run)[0]["val/loss"])
+    changes = {"trainer.epochs": NUM_EPOCHS, "trainer.early_stopping_patience": 2}
+    result = finetune.resume(run, assignments=changes)
+    assert result.early_stop is not None
+    assert result.early_stop["epoch"] == result.early_stop["num_epochs_without_improvement"] == 2
+    assert result.early_stop["best_score"] == pytest.approx(probe_loss)
+    assert result.early_stop["best_epoch"] == 0
+    assert load_checkpoint(run, "best").keys() >= {"probe"}
+
+
 def test_metric_that_is_not_finite_is_the_reason_told(
     animals: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -59,6 +59,11 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, *, epoch: int, step: int) -> None:
     monkeypatch.setattr(Progress, "on_train_batch_end", stop)
 
 
+def raise_stop(*_: Any, **__: Any) -> None:
+    """Stop the process as SIGTERM does, in place of another function."""
+    raise StopRequest(signal.SIGTERM)
+
+
 class ProbeRecorder(RecordingReporter):
     """Records the number of images whose features a probe computed."""
 
@@ -125,6 +130,55 @@ def test_fit_resume_auto_complete_run_and_changed_settings(photos: Path, tmp_pat
     elsewhere = write_photos(tmp_path / "others")
     with pytest.raises(ConfigError, match=r"trainer\.epochs=3: .*4"):
         finetune.fit(build_run_config(elsewhere, run))
+
+
+def test_metric_of_the_best_epoch_changes_before_the_first_checkpoint_only(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, path = "checkpoint.monitor", tmp_path / "run"
+
+    def read_monitor() -> str:
+        monitor: str = read_config_file(path / "config.yaml")["checkpoint"]["monitor"]
+        return monitor
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "on_train_epoch_start", raise_stop)
+        with pytest.raises(StopRequest):
+            finetune.fit(build_run_config(photos, path))
+        assert read_monitor() == "calibrated_loss"
+        with pytest.raises(StopRequest):
+            finetune.resume(path, assignments={key: "loss"})
+    finetune.resume(path, assignments={"trainer.epochs": 1})
+    assert read_monitor() == load_checkpoint(path)["callbacks"]["checkpoint/best"]["monitor"][4:]
+    assert read_monitor() == "loss"
+    message = (
+        r"checkpoint\.monitor is 'loss' .*'accuracy' .*best model so far was chosen by .*new run"
+    )
+    patience = {"trainer.epochs": 3, "trainer.early_stopping_patience": 1}
+    with pytest.raises(ConfigError, match=message):
+        finetune.resume(path, assignments={key: "accuracy", **patience})
+    with pytest.raises(ConfigError, match=message):
+        finetune.fit(build_run_config(photos, path, **{key: "accuracy", **patience}))
+    for value in ("auto", "loss"):
+        plan_resume(
+            path, assignments={key: value, "trainer.epochs": 2}, reporter=RecordingReporter()
+        )
+    finetune.fit(build_run_config(photos, path, **{key: "loss", "trainer.epochs": 2}))
+    finetune.resume(path, assignments={"checkpoint.every_minutes": 5, "trainer.epochs": 3})
+    assert read_monitor() == "loss"
+    assert read_config_file(path / "config.yaml")["checkpoint"]["every_minutes"] == 5
+
+
+def test_warm_up_keeps_its_steps_when_a_run_is_resumed_with_more_epochs(
+    photos: Path, tmp_path: Path
+) -> None:
+    # six steps per epoch, of which the warm-up takes round(0.45 * 6) = 3
+    given = {"lr_schedule.name": "constant", "lr_schedule.warmup_fraction": 0.45, "optim.lr": 0.5}
+    for epochs in (1, 2, 5, 6):  # by the same command each time
+        named = {**given, "optim.name": "sgd", "trainer.epochs": epochs}
+        run = finetune.fit(build_run_config(photos, tmp_path / "run", **named)).run_dir
+        assert load_checkpoint(run)["lr_schedulers"][0]["warmup_steps"] == 3
+    assert [float(row["lr/head"]) for row in read_rows(run)] == [0.5] * 6
 
 
 @pytest.fixture
@@ -224,15 +278,12 @@ def test_fit_resume_auto_accepts_explicit_auto(photos: Path, tmp_path: Path) -> 
 def test_resume_run_killed_in_its_probe_reuses_cached_features(
     unfreeze: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop(*_: Any, **__: Any) -> None:
-        raise StopRequest(signal.SIGTERM)
-
     monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "cache"))
     file = write_weights(tmp_path / "weights.pth")
     named = {"model.weights": str(file), "unfreeze.name": unfreeze, "trainer.epochs": 1}
     again = build_run_config(photos, tmp_path / "run", **named)
     with monkeypatch.context() as patch:
-        patch.setattr("finetune.probe.linear_probe.fit_head", stop)
+        patch.setattr("finetune.probe.linear_probe.fit_head", raise_stop)
         with pytest.raises(StopRequest):
             finetune.fit(again)
     recorder = ProbeRecorder()

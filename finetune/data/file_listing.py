@@ -37,7 +37,7 @@ def list_folders(folder: Path) -> list[Path]:
     """Return the visible sub-folders, sorted; links that lead back to an ancestor are omitted."""
     ancestors = _resolve_ancestors(folder)
     with os.scandir(folder) as entries:  # no call to stat for each of many images
-        names = sorted(e.name for e in entries if e.is_dir() and not _is_ignored(e.name))
+        names = sorted(e.name for e in entries if not _is_ignored(e.name) and _is_folder(e))
     return [folder / n for n in names if os.path.realpath(folder / n) not in ancestors]
 
 
@@ -172,6 +172,14 @@ def _are_written_by_finetune(folder: Path, files: Mapping[str, Sequence[bytes]])
         if not all(re.search(expression, content, re.MULTILINE) for expression in expressions):
             return False
     return True
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is a folder, or a link to one; a link to itself is none."""
+    try:
+        return entry.is_dir()
+    except OSError:  # os.walk lists such an entry as a file
+        return False
 
 
 def _is_ignored(name: str) -> bool:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from finetune.data.images.decode import open_image
 from finetune.data.scan import list_images, scan
 from finetune.data.scan_result import ImageList
 from finetune.errors import DataError
@@ -138,6 +139,20 @@ def test_scan_links_to_ancestors_are_not_followed(tmp_path: Path) -> None:
     (root / "self").symlink_to(root, target_is_directory=True)
     (root / "above").symlink_to(tmp_path, target_is_directory=True)
     assert [s.path for s in scan(root).samples] == ["cat/1.png", "dog/sub/2.png"]
+
+
+def test_scan_links_to_themselves_are_rejected_as_files(tmp_path: Path) -> None:
+    root = write_images(tmp_path / "photos", "cat/1.png", "dog/1.png")
+    for link in ("self", "cat/again", "dog/loop.jpg"):
+        (root / link).symlink_to(Path(link).name)
+    result = scan(root)
+    assert [s.path for s in result.samples] == ["cat/1.png", "dog/1.png", "dog/loop.jpg"]
+    assert {r.path: r.reason for r in result.rejected} == {
+        "self": "no image suffix",
+        "cat/again": "no image suffix",
+    }
+    with pytest.raises(DataError, match="Too many levels of symbolic links"):
+        open_image(root / "dog/loop.jpg")
 
 
 def test_scan_links_to_outside_are_followed_once(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Atomic writes of files and folders, and readable errors of the disk.
 
 A file is written to a temporary path in the same folder, synced, and renamed, so that it is either
-complete or absent.
+complete or absent. A path that is a symbolic link stays one: the file that it points to is written.
 """
 
 import errno
@@ -29,6 +29,7 @@ _DISK_ERRORS = {
     errno.ENOTDIR: "a component of the path is a file",
     errno.EEXIST: "a component of the path is a file",
     errno.EIO: "the device reported an I/O error",
+    errno.ENAMETOOLONG: "the name is too long",
 }
 
 
@@ -41,23 +42,37 @@ _LIBRARY_DISK_ERRORS = (
     "unable to open database file",
 )
 
-_REMEDY = (
-    "Free space there, or choose another --output. Files written earlier are complete; a run "
-    "continues with --resume."
+OUTPUT_REMEDY = "Free space there, or choose another --output."
+"""Advice where ``--output`` names the file, which may lie in a run folder."""
+
+_RUN_REMEDY = (
+    "Free space there. Files written earlier are complete: continue the run with --resume."
 )
+_RUN_FILES = ("config.yaml", "manifest.csv")
+_MAX_DEPTH = 4
+"""Folders above a file of a run that may be the run folder."""
 
 
 @contextmanager
-def write_file_atomically(path: Path) -> Iterator[Path]:
+def write_file_atomically(path: Path, remedy: str | None = None) -> Iterator[Path]:
     """Yield a temporary path that is renamed to ``path`` when the block succeeds.
 
+    Args:
+        path: File to write; of a link, the file that it points to.
+        remedy: Advice at the end of the error message; None for the usual one.
+
     Raises:
-        StorageError: The disk is full, read-only or fails; the partial file is removed.
+        StorageError: The path is a device or a pipe, or the disk is full, read-only or fails; the
+            partial file is removed.
     """
-    with translate_disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with translate_disk_errors(path, remedy):
+        target = _follow_links(path)
+        if target.exists() and not (target.is_file() or target.is_dir()):
+            reason = "it is a device or a pipe, which a file would replace"
+            raise build_storage_error(path, reason, "Give the path of a file.")
+        target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(
-            prefix=f".{path.name}.", suffix=_TEMP_SUFFIX, dir=path.parent
+            prefix=f".{target.name}.", suffix=_TEMP_SUFFIX, dir=target.parent
         )
         os.close(handle)
         temporary = Path(name)
@@ -65,22 +80,27 @@ def write_file_atomically(path: Path) -> Iterator[Path]:
             yield temporary
             temporary.chmod(0o666 & ~_get_umask())
             _fsync(temporary)
-            temporary.replace(path)
-            _fsync(path.parent)
+            temporary.replace(target)
+            _fsync(target.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
 
 @contextmanager
-def write_folder_atomically(path: Path) -> Iterator[Path]:
+def write_folder_atomically(path: Path, remedy: str | None = None) -> Iterator[Path]:
     """Yield a temporary folder that replaces ``path`` when the block succeeds.
+
+    Args:
+        path: Folder to write; of a link, the folder that it points to.
+        remedy: Advice at the end of the error message; None for the usual one.
 
     Raises:
         StorageError: The disk is full, read-only or fails; the partial folder is removed.
     """
-    with translate_disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _make_temp_folder(path)
+    with translate_disk_errors(path, remedy):
+        target = _follow_links(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _make_temp_folder(target)
         try:
             yield temporary
             temporary.chmod(0o777 & ~_get_umask())
@@ -88,14 +108,14 @@ def write_folder_atomically(path: Path) -> Iterator[Path]:
                 if file.is_file():  # safetensors creates files that only the owner can read
                     file.chmod(0o666 & ~_get_umask())
                 _fsync(file)
-            if path.is_dir():
-                old = _make_temp_folder(path)
-                path.replace(old)
-                temporary.replace(path)
+            if target.is_dir():
+                old = _make_temp_folder(target)
+                target.replace(old)
+                temporary.replace(target)
                 shutil.rmtree(old, ignore_errors=True)
             else:
-                temporary.replace(path)
-            _fsync(path.parent)
+                temporary.replace(target)
+            _fsync(target.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -112,7 +132,8 @@ def remove_stale_temp_files(folder: Path) -> None:
 
 def remove_stale_temp_folders(folder: Path) -> None:
     """Remove the temporary folders of killed processes that were creating ``folder``."""
-    for path in folder.parent.glob(f".{glob.escape(folder.name)}.*{_TEMP_SUFFIX}"):
+    target = _follow_links(folder)
+    for path in target.parent.glob(f".{glob.escape(target.name)}.*{_TEMP_SUFFIX}"):
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -128,20 +149,26 @@ def check_writable(path: Path, remedy: str) -> None:
     """
     with translate_disk_errors(path, remedy):
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=path.parent):
+            target = _follow_links(path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=target.parent):
                 pass
         except FileNotFoundError as error:  # for example below /proc
             raise build_storage_error(path, "no file can be created there", remedy) from error
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, remedy: str | None = None) -> None:
     """Write a text file in UTF-8 atomically.
+
+    Args:
+        path: File to write.
+        text: Its content.
+        remedy: Advice at the end of the error message; None for the usual one.
 
     Raises:
         StorageError: The disk is full, read-only or fails.
     """
-    with write_file_atomically(path) as temporary:
+    with write_file_atomically(path, remedy) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
@@ -156,9 +183,18 @@ def replace_symlink(link: Path, target: str) -> None:
 
 
 def explain_disk_error(
-    error: BaseException, path: Path | str, remedy: str = _REMEDY
+    error: BaseException, path: Path | str, remedy: str | None = None
 ) -> StorageError | None:
-    """Return the disk failure that caused an error of any library as StorageError, or None."""
+    """Return the disk failure that caused an error of any library as StorageError, or None.
+
+    Args:
+        error: Error of any library.
+        path: File or folder that was written.
+        remedy: Advice at the end of the message; None for ``--resume`` in a run folder, and else
+            for another ``--output``.
+    """
+    if remedy is None:
+        remedy = _RUN_REMEDY if _is_in_run(Path(path)) else OUTPUT_REMEDY
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, StorageError):
@@ -190,8 +226,12 @@ def build_storage_error(path: Path | str, reason: str, remedy: str) -> StorageEr
 
 
 @contextmanager
-def translate_disk_errors(path: Path, remedy: str = _REMEDY) -> Iterator[None]:
+def translate_disk_errors(path: Path, remedy: str | None = None) -> Iterator[None]:
     """Raise errors of the disk within the block as StorageError with a remedy.
+
+    Args:
+        path: File or folder that the block writes.
+        remedy: See ``explain_disk_error``.
 
     Raises:
         StorageError: The disk is full, read-only or fails.
@@ -203,6 +243,19 @@ def translate_disk_errors(path: Path, remedy: str = _REMEDY) -> Iterator[None]:
         if explained is None:
             raise
         raise explained from error
+
+
+def _follow_links(path: Path) -> Path:
+    """Return the absolute path that a path stands for, which need not exist."""
+    return Path(os.path.realpath(path))
+
+
+def _is_in_run(path: Path) -> bool:
+    """Return whether a path is a run folder, or below one."""
+    folders = (path, *path.absolute().parents)[: _MAX_DEPTH + 1]
+    with suppress(OSError):
+        return any(all((folder / name).is_file() for name in _RUN_FILES) for folder in folders)
+    return False
 
 
 def _make_temp_folder(path: Path) -> Path:

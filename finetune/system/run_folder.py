@@ -108,9 +108,9 @@ def update_latest_link(run: RunFolder) -> None:
 
     The parts of a cross-validation have none.
     """
-    if run.cross_validation_run is not run:
-        return
     link = run.path.parent / "latest"
+    if run.cross_validation_run is not run or link == run.path:
+        return
     if not link.exists() or (link / "config.yaml").is_file():
         replace_symlink(link, run.path.name)
 

@@ -218,6 +218,78 @@ def test_translate_disk_errors_passes_finetune_errors_unchanged() -> None:
     assert caught.value is error
 
 
+def test_writes_through_a_link_reach_its_target_and_keep_the_link(tmp_path: Path) -> None:
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "there" / "a.txt").write_text("old")
+    file, folder = tmp_path / "here" / "a.txt", tmp_path / "here" / "folder"
+    file.symlink_to("../there/a.txt")
+    with write_file_atomically(file) as temporary:
+        temporary.write_text("new")
+        assert temporary.parent == (tmp_path / "there").resolve(), "one file system"
+    (tmp_path / "there" / "folder").mkdir()
+    folder.symlink_to(tmp_path / "there" / "folder")
+    for name in ("first", "second"):
+        with write_folder_atomically(folder) as temporary:
+            (temporary / name).touch()
+    assert file.is_symlink()
+    assert folder.is_symlink()
+    assert (tmp_path / "there" / "a.txt").read_text() == "new"
+    assert list_names(tmp_path / "there" / "folder") == ["second"]
+    assert list_names(tmp_path / "here") == list_names(tmp_path / "there") == ["a.txt", "folder"]
+
+
+def test_writes_through_a_dangling_link_create_its_target(tmp_path: Path) -> None:
+    file, folder = tmp_path / "a.txt", tmp_path / "folder"
+    file.symlink_to("new/b.txt")
+    folder.symlink_to("new/c")
+    write_text(file, "a")
+    with write_folder_atomically(folder):
+        pass
+    assert file.is_symlink()
+    assert folder.is_symlink()
+    assert list_names(tmp_path / "new") == ["b.txt", "c"]
+
+
+def test_errors_of_a_write_through_a_link_name_the_given_path(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    link = tmp_path / "link.txt"
+    link.symlink_to("file/b.txt")
+    with pytest.raises(StorageError, match=r"link\.txt: .*is a file"):
+        write_text(link, "")
+    assert link.is_symlink()
+
+
+def test_devices_behind_links_are_not_replaced(tmp_path: Path) -> None:
+    pipe, link = tmp_path / "pipe", tmp_path / "link.txt"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    with pytest.raises(StorageError, match=r"link\.txt: it is a device or a pipe"):
+        write_text(link, "")
+    assert pipe.is_fifo()
+    assert list_names(tmp_path) == ["link.txt", "pipe"]
+
+
+def test_remedy_is_resume_in_run_folders_only(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("config.yaml", "manifest.csv"):
+        (run / name).touch()
+    for path in (run, run / "checkpoints" / "last.ckpt"):
+        inside = explain_disk_error(build_enospc_error(), path)
+        assert str(inside).endswith("complete: continue the run with --resume.")
+    outside = explain_disk_error(build_enospc_error(), tmp_path / "predictions.csv")
+    assert str(outside).endswith("no space is left on the device. Free space there, or choose "
+                                 "another --output.")  # fmt: skip
+    given = explain_disk_error(build_enospc_error(), run / "a.csv", "Choose another --csv.")
+    assert str(given).endswith("device. Choose another --csv.")
+
+
+def test_write_text_too_long_name_raises_storage_error(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"x: the name is too long"):
+        write_text(tmp_path / ("x" * 300), "")
+
+
 def test_replace_symlink_changes_the_target(tmp_path: Path) -> None:
     link = tmp_path / "latest"
     for name in ("one", "two", "two"):

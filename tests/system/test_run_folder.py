@@ -86,6 +86,18 @@ def test_create_full_disk_raises_storage_error_and_leaves_nothing(tmp_path: Path
         assert list_names(disk) == []
 
 
+def test_create_at_a_link_keeps_it_and_writes_its_target(tmp_path: Path) -> None:
+    for parent, name in (("one", "mine"), ("two", "latest")):
+        (tmp_path / parent).mkdir()
+        link = tmp_path / parent / name
+        link.symlink_to("disk/run")
+        assert run_folder.is_run(create_run(link).path)
+        assert link.readlink() == Path("disk/run")
+        assert run_folder.is_run(tmp_path / parent / "disk" / "run")
+        assert run_folder.is_run(tmp_path / parent / "latest")
+    assert list_names(tmp_path / "two") == ["disk", "latest"]
+
+
 def test_open_existing_follows_latest_link(tmp_path: Path) -> None:
     run = create_run(tmp_path / "run")
     assert run_folder.open_existing(tmp_path / "latest").path == run.path.resolve()

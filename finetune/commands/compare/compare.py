@@ -97,7 +97,7 @@ def compare(
     seconds = time.monotonic() - start
     result = CompareResult(path, sort_by_score(rows), tuple(failures), settings, seconds)
     if csv is not None:
-        write_text(csv, result.to_csv())
+        write_text(csv, result.to_csv(), "Free space there, or choose another --csv.")
     return result
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from finetune.bundle.verification.file_digests import write_file_digests
 from finetune.errors import ConfigError, RunFolderError
 from finetune.exporters.export_formats import ExportOptions
-from finetune.system.files import write_folder_atomically
+from finetune.system.files import OUTPUT_REMEDY, write_folder_atomically
 
 _FILE_SUFFIXES = {".onnx", ".pt2", ".pt", ".pth", ".xml", ".bin", ".safetensors"}
 
@@ -56,7 +56,7 @@ def write_output(output: Path) -> Iterator[Path]:
     Raises:
         StorageError: The disk is full, read-only or fails.
     """
-    with write_folder_atomically(output) as temporary:
+    with write_folder_atomically(output, OUTPUT_REMEDY) as temporary:
         yield temporary
         write_file_digests(temporary)
 

@@ -15,6 +15,8 @@ from finetune.system.files import write_file_atomically
 
 SUFFIXES = (".parquet", ".npz", ".csv")
 
+_REMEDY = "Free space there, or choose another --embeddings."
+
 _TEXT_COLUMNS = ("path", "folder", "label")
 
 
@@ -182,7 +184,7 @@ def open_embedding_writer(path: Path) -> Iterator[EmbeddingWriter]:
     Raises:
         StorageError: The disk is full, read-only or fails.
     """
-    with write_file_atomically(path) as temporary:
+    with write_file_atomically(path, _REMEDY) as temporary:
         suffix = path.suffix.lower()
         if suffix == ".csv":
             with temporary.open("w", encoding="utf-8", newline="") as stream:

@@ -15,7 +15,7 @@ from finetune.commands.predict.prediction_row import (
     format_cell,
 )
 from finetune.errors import ConfigError
-from finetune.system.files import write_file_atomically
+from finetune.system.files import OUTPUT_REMEDY, write_file_atomically
 
 OutputFormat = Literal["csv", "jsonl", "parquet"]
 OUTPUT_FORMATS: tuple[OutputFormat, ...] = ("csv", "jsonl", "parquet")
@@ -176,7 +176,7 @@ def open_writer(path: Path, form: RowFormat, output_format: OutputFormat) -> Ite
         ConfigError: pyarrow is needed and not installed.
         StorageError: The disk is full, read-only or fails.
     """
-    with write_file_atomically(path) as temporary:
+    with write_file_atomically(path, OUTPUT_REMEDY) as temporary:
         if output_format == "parquet":
             table = ParquetWriter(form, temporary)
             try:

@@ -16,7 +16,7 @@ from finetune.report.comparison.comparison_page import render_comparison
 from finetune.report.page import render_report
 from finetune.report.run_facts import RunFacts
 from finetune.report.sections.headline import choose_main_split, get_metrics
-from finetune.system.files import write_text
+from finetune.system.files import OUTPUT_REMEDY, write_text
 from finetune.system.run_folder import RunFolder, is_run
 from finetune.types import Reporter, StrPath
 
@@ -185,5 +185,5 @@ def write_page(text: str, file: Path, *, runs: Sequence[str]) -> ReportResult:
             f"Cannot write the report to {file}: it is a folder. Name a file, for example "
             f"--output {file / 'report.html'}."
         )
-    write_text(file, text)
+    write_text(file, text, OUTPUT_REMEDY)
     return ReportResult(file, len(text.encode()), tuple(runs))

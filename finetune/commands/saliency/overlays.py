@@ -25,6 +25,7 @@ _CHUNK_SIZE = 200
 """Images whose maps are held at once, and judged together."""
 
 _MAX_NAMES = 5
+_REMEDY = "Free space there, or choose another --saliency."
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,5 +188,5 @@ def join_pictures(left: Image.Image, right: Image.Image) -> Image.Image:
 
 def _save(picture: Image.Image, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    with write_file_atomically(file) as temporary:
+    with write_file_atomically(file, _REMEDY) as temporary:
         picture.save(temporary, format="PNG")

@@ -91,6 +91,7 @@ def choose_image_column(file: Path, schema: Any, options: TableOptions) -> Image
         if len(candidates) != 1:
             raise DataError(_describe_choice(file, schema, "image", candidates, options))
         name = candidates[0]
+    _check_unique(file, schema, name)
     kind = kinds[name]
     if kind is None:
         raise DataError(
@@ -122,12 +123,13 @@ def choose_label_column(file: Path, schema: Any, options: TableOptions) -> Categ
     name = given or _find_column(file, schema, "label")
     if name is None:
         named = _read_class_names(schema)
-        candidates = [n for n in schema.names if n in named]
+        candidates = [n for n in dict.fromkeys(schema.names) if n in named]
         if not candidates and (usual := _find_column(file, schema, "labels")):
             candidates = [usual]
         if len(candidates) != 1:
             raise DataError(_describe_choice(file, schema, "label", candidates, options))
         name = candidates[0]
+    _check_unique(file, schema, name)
     labels = options.labels
     column = _build_category(schema, name)
     kind = get_value_type(schema.field(name).type)
@@ -193,17 +195,29 @@ def _find_column(file: Path, schema: Any, name: str) -> str | None:
     """Return the column of a name, in any case if there is none in the same; None without one.
 
     Raises:
-        DataError: Several columns have names that differ in case only, and none is as given.
+        DataError: Several columns have the name, or names that differ in case only, and none is as
+            given.
     """
-    if name in schema.names:
-        return name
-    found = [column for column in schema.names if column.casefold() == name.casefold()]
+    found = [name] if name in schema.names else []
+    found = found or sorted({n for n in schema.names if n.casefold() == name.casefold()})
     if len(found) > 1:
         raise DataError(
             f"{file} has several columns '{name}' that differ in case: {', '.join(found)}. Rename "
             f"all but one."
         )
+    if found:
+        _check_unique(file, schema, found[0])
     return found[0] if found else None
+
+
+def _check_unique(file: Path, schema: Any, name: str) -> None:
+    """Check that only one column has a name.
+
+    Raises:
+        DataError: Several have it.
+    """
+    if (count := schema.names.count(name)) > 1:
+        raise DataError(f"{file} has {count} columns '{name}'. Rename all but one.")
 
 
 def _build_category(schema: Any, name: str) -> CategoryColumn:

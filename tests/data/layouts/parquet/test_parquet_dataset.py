@@ -12,6 +12,7 @@ from pyarrow import parquet
 
 from finetune.data.layouts.table_options import TableOptions
 from finetune.data.scan import Scan, list_images, scan
+from finetune.data.streams.open_stream import open_stream
 from finetune.errors import DataError
 from finetune.types import LabelFormat, Split
 from tests.support.helpers import RecordingReporter, write_images
@@ -214,6 +215,37 @@ def test_unsuitable_columns_are_named(
 ) -> None:
     with pytest.raises(DataError, match=message):
         scan(write_table(tmp_path / "a.parquet", columns))
+
+
+@pytest.mark.parametrize(
+    ("names", "named"),
+    [
+        (("image", "label", "image"), "image"),
+        (("image", "label", "label"), "label"),
+        (("image", "Label", "Label"), "Label"),
+        (("pixels", "label", "pixels"), "pixels"),
+        (("image", "label", "split", "split"), "split"),
+        (("image", "label", "group", "group"), "group"),
+    ],
+)
+def test_columns_of_one_name_are_named(tmp_path: Path, names: Sequence[str], named: str) -> None:
+    images = pa.array(make_images(2), IMAGE_TYPE)
+    values = [images if n in ("image", "pixels") else pa.array(["a", "b"]) for n in names]
+    parquet.write_table(pa.table(values, names=list(names)), tmp_path / "a.parquet")
+    message = rf"a\.parquet has 2 columns '{named}'\. Rename all but one\."
+    with pytest.raises(DataError, match=message):
+        scan(tmp_path / "a.parquet")
+    if named in ("image", "pixels"):
+        with pytest.raises(DataError, match=message):
+            open_stream([tmp_path / "a.parquet"])
+
+
+def test_other_columns_of_one_name_are_passed_over(tmp_path: Path) -> None:
+    images = pa.array(make_images(2), IMAGE_TYPE)
+    texts = pa.array(["a", "b"])
+    table = pa.table([images, texts, texts, texts], names=["image", "label", "note", "note"])
+    parquet.write_table(table, tmp_path / "a.parquet")
+    assert get_labels(scan(tmp_path / "a.parquet")) == ["a", "b"]
 
 
 def test_label_outside_of_the_class_names_is_named_with_its_row(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def suggest_name(name: str, candidates: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     if close:
         return f" Did you mean '{close[0]}'?"
-    return f" Known: {', '.join(names)}." if len(names) <= 12 else ""
+    return f" Known: {', '.join(names)}." if 0 < len(names) <= 12 else ""
 
 
 def suggest_path(path: Path) -> str:

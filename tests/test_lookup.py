@@ -16,7 +16,7 @@ TABLE = {"gradual": 1, "all": 2}
 def test_suggest_name_gives_closest_else_short_list() -> None:
     assert suggest_name("gradul", TABLE) == " Did you mean 'gradual'?"
     assert suggest_name("zzz", TABLE) == " Known: all, gradual."
-    assert suggest_name("zzz", [f"name{i}" for i in range(13)]) == ""
+    assert suggest_name("zzz", [f"name{i}" for i in range(13)]) == suggest_name("zzz", []) == ""
 
 
 def test_suggest_path_gives_the_whole_path_of_the_closest_entry(tmp_path: Path) -> None:

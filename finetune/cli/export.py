@@ -20,6 +20,7 @@ from finetune.exporters.export_formats import (
     get_format,
     resolve_max_drop,
 )
+from finetune.report.number_formats import format_close_loss, format_metric, is_loss
 from finetune.system.garbage_collection import import_without_collection
 from finetune.units import format_count, format_scientific
 
@@ -140,7 +141,12 @@ def _list_metrics(parity: Mapping[str, Any]) -> dict[str, str]:
     """Return the metrics of the exported model on the compared images, and of the evaluated one."""
     split = "" if parity["split"] is None else f"{parity['split']} "
     return {
-        f"{split}{name.replace('_', ' ')}": f"{values['export']:.4f} (evaluated model: "
-        f"{values['model']:.4f})"
+        f"{split}{name.replace('_', ' ')}": f"{_format_metric(values['export'], name)} (evaluated "
+        f"model: {_format_metric(values['model'], name)})"
         for name, values in (parity["metrics"] or {}).items()
     }
+
+
+def _format_metric(value: float, name: str) -> str:
+    """Return a metric in percent, and a loss with four decimals."""
+    return format_close_loss(value) if is_loss(name) else format_metric(value, name)

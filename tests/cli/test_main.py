@@ -117,6 +117,12 @@ def test_dry_run_with_resume_auto_plans_the_run_in_the_output(
     assert {file: file.stat().st_mtime_ns for file in copied_run.rglob("*")} == before
 
 
+def test_plan_shows_overrides_as_yaml(cli: Cli, photos: Path) -> None:
+    params = ("lr_schedule.name=step", "lr_schedule.params={every: 1, gamma: 0.7}")
+    text = cli.ok("fit", photos, *SMALL, "--epochs", "3", *params, "--dry-run").words
+    assert "lr_schedule.params={every: 1, gamma: 0.7}" in text
+
+
 def test_dry_run_has_memory_and_time(
     cli: Cli, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

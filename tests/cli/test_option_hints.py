@@ -2,7 +2,7 @@
 
 import pytest
 
-from finetune.cli.options.option_hints import find_keys
+from finetune.cli.options.option_hints import find_keys, suggest_for_option
 from tests.cli.conftest import Cli
 
 
@@ -24,6 +24,12 @@ def test_unknown_option_has_a_hint(cli: Cli, args: tuple[str, ...], hint: str) -
 def test_unknown_option_without_a_meaning_has_no_hint(cli: Cli) -> None:
     message = " ".join(cli.fails("fit", "photos", "--zzzz", "1", code=2).split())
     assert message == "error: No such option: --zzzz. See: finetune fit --help"
+
+
+def test_hint_names_several_commands_with_commas() -> None:
+    options = {name: {"--json"} for name in ("fit", "tune", "push")}
+    hint = suggest_for_option("--json", "serve", options)
+    assert hint == " It is an option of finetune fit, finetune push and finetune tune."
 
 
 def test_keys_of_an_option_end_in_its_name() -> None:

@@ -1,6 +1,6 @@
 """Hints for an option that a command does not have: a config key, or another command."""
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 
 _MAX_KEYS = 3
 """Config keys that may be meant, at most, for a hint."""
@@ -27,8 +27,14 @@ def suggest_for_option(
         return f" To set {' or '.join(keys)}, write {' or '.join(f'{key}=VALUE' for key in keys)}."
     others = sorted(name for name, options in options_by_command.items() if option in options)
     if others:
-        return f" It is an option of {' and '.join(f'finetune {name}' for name in others)}."
+        return f" It is an option of {_join([f'finetune {name}' for name in others])}."
     return ""
+
+
+def _join(names: Sequence[str]) -> str:
+    """Return names with commas and a final "and"."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def find_keys(option: str) -> list[str]:

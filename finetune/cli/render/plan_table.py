@@ -13,6 +13,8 @@ from finetune.units import (
     format_millions,
     format_percent,
     format_scientific,
+    format_value,
+    is_number,
 )
 
 _MAX_NAMED_CLASSES = 6
@@ -47,7 +49,11 @@ def build_plan_rows(plan: Mapping[str, Any]) -> dict[str, str]:
         "run folder": plan["run_dir"],
     }
     if plan["overrides"]:
-        rows["overrides"] = ", ".join(f"{key}={value}" for key, value in plan["overrides"].items())
+        rows["overrides"] = ", ".join(
+            # digits of a number as they were given
+            f"{key}={value if is_number(value) else format_value(value)}"
+            for key, value in plan["overrides"].items()
+        )
     if "cost" in plan:
         rows.update(_describe_cost(plan["cost"]))
     return rows

@@ -30,7 +30,7 @@ def _build_cli_page() -> str:
         "# Command line",
         _NOTICE,
         "",
-        "`finetune VERB --help` shows the same. Everything else is a config key, given as",
+        "`finetune COMMAND --help` shows the same. Everything else is a config key, given as",
         "`key=value` after the data: see [config keys](config.md).",
     ]
     group: Any = typer.main.get_command(app)
@@ -42,7 +42,11 @@ def _build_cli_page() -> str:
 
 def _build_command_section(name: str, command: Any) -> Iterator[str]:
     arguments = [p for p in command.params if p.param_type_name == "argument"]
-    options = [p for p in command.params if p.param_type_name == "option" and p.name != "help"]
+    options = [
+        p
+        for p in command.params
+        if p.param_type_name == "option" and p.name != "help" and not p.hidden
+    ]
     words = " ".join(argument.make_metavar_text() for argument in map(_Argument, arguments))
     yield f"## finetune {name}"
     yield ""

@@ -135,7 +135,8 @@ def fit(
         bool,
         typer.Option(
             "--check",
-            help="Learn 32 images by heart within a minute, or say what hinders it (exit code 10).",
+            help="Overfit a small batch of 32 images within a minute, or say what hinders it (exit "
+            "code 10).",
         ),
     ] = False,
     as_json: Annotated[

@@ -61,7 +61,8 @@ def push(
         bool,
         typer.Option(
             "--dry-run",
-            help="Print the files and the head of the README, and upload nothing; needs no token.",
+            help="Print the files and the front matter of the README, and upload nothing; needs no "
+            "token.",
         ),
     ] = False,
     as_json: Json = False,
@@ -104,7 +105,7 @@ def _show_push(reporter: "ConsoleReporter", tree: Mapping[str, Any]) -> None:
             f"{tree['repository']} would get {len(tree['files'])} files, {total}:\n"
             + "\n".join(lines)
             + "".join(f"\n  {name}: would be removed" for name in tree["removed"] or ())
-            + f"\n\nHead of README.md:\n---\n{tree['head']}---\n"
+            + f"\n\nFront matter of README.md:\n---\n{tree['head']}---\n"
         )
         is_checked = any(name.rpartition("/")[2] == "parity.json" for name in tree["files"])
         parity = "The parity check passed, and nothing" if is_checked else "Nothing"

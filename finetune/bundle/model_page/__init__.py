@@ -1,1 +1,1 @@
-"""The README of a model: the head that a hub reads, tables, the data, limits and use."""
+"""The README of a model: the front matter that a hub reads, tables, the data, limits and use."""

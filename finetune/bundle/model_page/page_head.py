@@ -1,4 +1,4 @@
-"""Head of a README in YAML, by which the Hugging Face hub lists and finds a model."""
+"""Front matter of a README in YAML, by which the Hugging Face hub lists and finds a model."""
 
 import math
 import re

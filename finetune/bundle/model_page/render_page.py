@@ -1,4 +1,4 @@
-"""README of a model in Markdown, with the head that the Hugging Face hub reads."""
+"""README of a model in Markdown, with the front matter that the Hugging Face hub reads."""
 
 from collections.abc import Sequence
 

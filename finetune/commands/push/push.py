@@ -40,9 +40,9 @@ class PushResult:
         commit: Commit of the upload; None for a dry run.
         files: Size in bytes of each uploaded file by its path.
         is_new: Whether the repository was created; None for a dry run.
-        license: Licence of the model as in its head; None if it is unknown.
+        license: Licence of the model as in its front matter; None if it is unknown.
         base_model: Repository of the backbone's weights; None if it is unknown.
-        head: Head of the README in YAML.
+        head: Front matter of the README, in YAML.
         removed: Files of earlier pushes that are no longer part of the model, which were removed,
             or, for a dry run, would be; None for a dry run that could not ask the hub.
     """

@@ -137,7 +137,7 @@ class DataConfig(LabelKeys, TableKeys, ChannelKeys):
         description="action if validation or test images of a given split have duplicates in "
         "training; a random split keeps duplicates together if its groups allow it. warn: also "
         "evaluate without them; drop: remove the duplicates from training; move: move all "
-        "duplicates to training; ignore: do not search for duplicates",
+        "duplicates to training; error: stop; ignore: do not search for duplicates",
     )
     max_megapixels: float = Field(
         178.0,

@@ -21,7 +21,8 @@ class UnfreezeConfig(Section):
     )
     params: dict[str, Any] = Field(
         default_factory=dict,
-        description="head_first: epochs; gradual: start, every, step; milestones: depths",
+        description="head_first: epochs of the head alone, depth afterwards; gradual: start, "
+        "every, step; milestones: depths",
     )
 
 

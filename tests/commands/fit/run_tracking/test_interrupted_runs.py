@@ -130,7 +130,7 @@ def test_command_of_a_sweep_trains_and_resumes_the_run_of_the_agent(tmp_path: Pa
     write_weights(tmp_path / "weights.pth")
     (tmp_path / "stopper.py").write_text(STOPPER)
     values = {
-        "optim.lr": 0.003, "optim.weight_decay": 0.01, "augment.name": "light",
+        "optim.feature_change": 0.5, "optim.weight_decay": 0.01, "augment.name": "light",
         "loss.label_smoothing": 0.1,
     }  # fmt: skip
     offline = (

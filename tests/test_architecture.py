@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -105,6 +106,13 @@ def test_modules_import_only_from_lower_layers() -> None:
                 violations.append(f"{_name(path)}:{line} imports {name}")
     assert not violations
     assert {_package(_name(path)) for path in MODULES} == LAYER_OF.keys()
+
+
+def test_layers_equal_the_table_of_the_design() -> None:
+    page = (ROOT / "docs/design/architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \| (.+?) \|", page, re.MULTILINE)
+    table = {int(number): set(re.findall(r"`(\w+)`", names)) for number, names in rows}
+    assert table == {len(LAYERS) - place: set(names) for place, names in enumerate(LAYERS)}
 
 
 def test_layers_lightning_only_in_training_and_torch_not_in_light_modules() -> None:

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import tifffile
 
+from finetune.data.layouts.split_names import SPLIT_WORDS
+from finetune.types import Split
 from scripts.generate_reference import REFERENCE_DIR, build_pages
 from tests.support.helpers import ROOT
 from tests.support.server_process import start_server
@@ -30,6 +32,12 @@ def test_generated_reference_page_equals_code(name: str) -> None:
     assert written == build_pages()[name], "run: uv run python scripts/generate_reference.py"
 
 
+def test_command_page_has_no_hidden_options() -> None:
+    page = build_pages()["cli.md"]
+    assert "`--resume`" in page
+    assert "`--worker`" not in page  # for the processes that tune starts
+
+
 def test_links_and_anchors_exist() -> None:
     broken = []
     for page in PAGES:
@@ -46,6 +54,13 @@ def test_every_page_is_reachable_from_the_index() -> None:
     index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
     linked = {(ROOT / "docs" / target).resolve() for target, _ in _LINK.findall(index)}
     assert {page.name for page in DOCS if page.name != "index.md" and page not in linked} == set()
+
+
+def test_guide_lists_all_words_for_splits() -> None:
+    guide = (ROOT / "docs/guides/data-layouts.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(train|val|test)` \| (.+) \|$", guide, re.MULTILINE)
+    words = {word: Split(split) for split, listed in rows for word in listed.split(", ")}
+    assert words == SPLIT_WORDS
 
 
 def test_readme_is_short() -> None:

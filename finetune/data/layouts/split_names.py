@@ -15,12 +15,14 @@ SplitSetting = Literal["auto", "none"] | Mapping[str, Split]
 CLASSIC_NAMES = frozenset({"train", "val", "valid", "validation", "test"})
 """Names that need no explanation, in lower case."""
 
-_WORDS: Mapping[str, Split] = {
+SPLIT_WORDS: Mapping[str, Split] = {
     **dict.fromkeys(("train", "training", "trainval", "trn"), Split.TRAIN),
     **dict.fromkeys(("val", "valid", "validate", "validation", "vali"), Split.VAL),
     **dict.fromkeys(("dev", "devel", "development", "eval", "evaluation"), Split.VAL),
     **dict.fromkeys(("test", "testing", "tests", "tst"), Split.TEST),
 }
+"""Words that mean a split, in lower case; the guide to data layouts lists them."""
+
 _UNLABELLED_WORDS = frozenset(
     ("pred", "predict", "prediction", "predictions", "unlabeled", "unlabelled", "unsup",
      "unsupervised", "inference", "infer")
@@ -111,7 +113,7 @@ def find_split_families(names: Iterable[str]) -> list[dict[str, Split]]:
 def _find_parts(name: str) -> _NameParts | None:
     """Return the parts of a name with exactly one word for a split; else None."""
     words = list(_iter_words(name))
-    positions = [position for position, word in enumerate(words) if word in _WORDS]
+    positions = [position for position, word in enumerate(words) if word in SPLIT_WORDS]
     if len(positions) != 1:
         return None
     (position,) = positions
@@ -119,7 +121,7 @@ def _find_parts(name: str) -> _NameParts | None:
         tuple(word for word in part if not _is_neutral(word))
         for part in (words[:position], words[position + 1 :])
     )
-    return _NameParts(_WORDS[words[position]], before, after)
+    return _NameParts(SPLIT_WORDS[words[position]], before, after)
 
 
 def _is_neutral(word: str) -> bool:
@@ -135,9 +137,9 @@ def _iter_words(name: str) -> Iterator[str]:
 
 def _divide(word: str) -> tuple[str, ...]:
     """Return a word, or the two that it is written together of: trainset, testimages, imgtrain."""
-    if word in _WORDS or word in _NEUTRAL_WORDS:
+    if word in SPLIT_WORDS or word in _NEUTRAL_WORDS:
         return (word,)
-    for known in (*_WORDS, *_UNLABELLED_WORDS):
+    for known in (*SPLIT_WORDS, *_UNLABELLED_WORDS):
         if word.removeprefix(known) in _NEUTRAL_WORDS:
             return known, word.removeprefix(known)
         if word.removesuffix(known) in _NEUTRAL_WORDS:

@@ -174,11 +174,11 @@ def test_warm_up_keeps_its_steps_when_a_run_is_resumed_with_more_epochs(
 ) -> None:
     # six steps per epoch, of which the warm-up takes round(0.45 * 6) = 3
     given = {"lr_schedule.name": "constant", "lr_schedule.warmup_fraction": 0.45, "optim.lr": 0.5}
-    for epochs in (1, 2, 5, 6):  # by the same command each time
+    for epochs in (1, 6, 7):  # by the same command each time
         named = {**given, "optim.name": "sgd", "trainer.epochs": epochs}
         run = finetune.fit(build_run_config(photos, tmp_path / "run", **named)).run_dir
         assert load_checkpoint(run)["lr_schedulers"][0]["warmup_steps"] == 3
-    assert [float(row["lr/head"]) for row in read_rows(run)] == [0.5] * 6
+    assert [float(row["lr/head"]) for row in read_rows(run)] == [0.5] * 7
 
 
 @pytest.fixture

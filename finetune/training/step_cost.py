@@ -254,7 +254,8 @@ class _SavedTensor:
     """Holder of a tensor, alive as long as autograd saves it for the backward pass."""
 
     def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
+        # with its graph it would keep itself alive: the node that made it may hold this entry
+        self.tensor = tensor.detach()
 
 
 def _count_bytes(tensors: Sequence[Tensor]) -> int:

@@ -1,8 +1,10 @@
 """Step cost compared with counts by hand and with the memory that torch really keeps."""
 
+import gc
 import math
 import random
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
@@ -308,6 +310,20 @@ def test_step_profiler_leaves_module_and_generators_unchanged(animals: Path) -> 
     # the copy did train: its statistics and weights have changed
     after = copy_state(profiler.classifier)
     assert not all(torch.equal(after[n], t) for n, t in copy_state(module.classifier).items())
+
+
+@pytest.mark.parametrize("method", ["measure", "measure_memory", "measure_layers"])
+def test_step_profiler_frees_its_copy_of_the_network(method: str, animals: Path) -> None:
+    training = create_small_training(animals)
+    batch = training.datamodule.train_dataset.__getitems__([Draw(row, 0, 0) for row in range(4)])
+    profiler = StepProfiler(
+        training.module, batch, batch_size=4, device=torch.device("cpu"), precision="32-true"
+    )
+    getattr(profiler, method)(3)
+    copies = [weakref.ref(parameter) for parameter in profiler.classifier.parameters()]
+    del profiler
+    gc.collect()
+    assert not any(copy() is not None for copy in copies)
 
 
 def sleep_per_image(logits: Tensor, labels: Tensor, *, seconds: float, sizes: list[int]) -> Tensor:

@@ -108,7 +108,8 @@ class _SavedTensor:
     """Holder of a tensor, alive as long as autograd keeps it for the backward pass."""
 
     def __init__(self, tensor: Tensor, name: str) -> None:
-        self.tensor = tensor
+        # with its graph it would keep itself alive: the node that made it may hold this entry
+        self.tensor = tensor.detach()
         self.name = name
 
 

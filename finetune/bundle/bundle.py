@@ -50,6 +50,7 @@ from finetune.errors import ModelError, RunFolderError
 from finetune.lookup import explain_missing
 from finetune.models.pretrained.safetensors_file import check_no_pickle
 from finetune.system.files import write_folder_atomically
+from finetune.system.given_paths import exists
 from finetune.system.run_paths import find_whole_folder
 
 _PACKAGES = {
@@ -175,7 +176,7 @@ def load_model(path: Path) -> ModelBundle:
     """
     if is_hub_name(path):
         path = download_model(path.as_posix())
-    if not path.exists():
+    if not exists(path):
         raise RunFolderError(explain_missing(path, f"Pass {MODEL_KINDS}."))
     refusal = explain_pickle(path) if path.is_file() else None
     if refusal is not None:

@@ -13,6 +13,7 @@ from finetune.bundle.verification.card_values import check_spec, parse_classes
 from finetune.bundle.verification.json_file import read_json_file
 from finetune.errors import RunFolderError
 from finetune.evaluation.priors import ClassPrior, Priors
+from finetune.system.given_paths import is_file
 from finetune.types import SCORE_LOSSES, PixelRange, PreprocessSpec, ReadOptions
 
 FORMAT_VERSION = 2
@@ -159,7 +160,7 @@ class ModelCard:
 def find_bundle(path: Path) -> Path | None:
     """Return the bundle folder inside a run folder, or the path if it is one; None without one."""
     folders = (path / "bundle", path)
-    return next((folder for folder in folders if (folder / "finetune.json").is_file()), None)
+    return next((folder for folder in folders if is_file(folder / "finetune.json")), None)
 
 
 def read_card_json(folder: Path) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from finetune.data.manifest import Manifest, build_manifest
 from finetune.data.scan import Scan, scan
 from finetune.data.split import find_drawn_splits
 from finetune.errors import ConfigError
+from finetune.system.given_paths import exists
 from finetune.types import ReadOptions, RejectedFile, Reporter, Sample, Split
 from finetune.units import format_count
 
@@ -262,7 +263,7 @@ def resolve_if_path(name: str) -> str:
     Names without a slash that are not files are returned unchanged.
     """
     path = Path(name).expanduser()
-    return str(path.resolve()) if path.exists() and ("/" in name or path.is_file()) else name
+    return str(path.resolve()) if exists(path) and ("/" in name or path.is_file()) else name
 
 
 def find_readable_samples(

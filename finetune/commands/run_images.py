@@ -15,6 +15,7 @@ from finetune.data.manifest import Manifest
 from finetune.data.scan import Scan, scan
 from finetune.errors import DataError, FinetuneError
 from finetune.system import run_folder
+from finetune.system.given_paths import is_file, is_folder
 from finetune.types import Reporter, Split
 
 _MAX_SUBFOLDERS = 100
@@ -148,7 +149,7 @@ def locate_images(data: Path | None, run: RunImages, *, reporter: Reporter) -> L
     splits = run.splits if is_in_place else _adapt_splits(path, run.splits)
     complete = _scan_now(path, run, splits, reporter)
     scanned = complete
-    if path.is_file():  # a CSV may list files that do not exist
+    if is_file(path):  # a CSV may list files that do not exist
         exists = ((complete.root / sample.path).is_file() for sample in complete.samples)
         scanned = replace(complete, samples=tuple(compress(complete.samples, exists)))
     matches = match_images(scanned.root, scanned.samples, run.manifest, reporter=reporter)
@@ -157,7 +158,7 @@ def locate_images(data: Path | None, run: RunImages, *, reporter: Reporter) -> L
 
 def _find_data_path(data: Path, run: RunImages, reporter: Reporter) -> Path:
     """Return what holds the data of a run: a named folder, one in it, or the run's CSV in it."""
-    if not data.is_dir() or data.resolve() == run.path.resolve():
+    if not is_folder(data) or data.resolve() == run.path.resolve():
         return data
     if _holds_images(data, run):
         folder = data
@@ -194,13 +195,13 @@ def _scan_now(path: Path, run: RunImages, splits: SplitSetting, reporter: Report
         DataError: The folder or CSV cannot be read as labelled images.
     """
     reason = f"the run read them from {run.path.name}" if run.is_csv else ""
-    if not (run.is_csv and path.is_dir() and _holds_images(path, run)):
+    if not (run.is_csv and is_folder(path) and _holds_images(path, run)):
         try:
             scanned = scan(
                 path, splits=splits, allow_empty=True, tables=run.tables, reporter=reporter
             )
         except DataError as error:
-            if not (path.is_dir() and _holds_images(path, run)):
+            if not (is_folder(path) and _holds_images(path, run)):
                 raise
             reason = str(error).rstrip(".")
         else:

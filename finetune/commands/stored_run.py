@@ -17,6 +17,7 @@ from finetune.data.layouts.unpacked_images import find_unpacked_table
 from finetune.data.manifest import Manifest, read_manifest
 from finetune.errors import DataError, RunFolderError
 from finetune.lookup import find_module_inside
+from finetune.system.given_paths import is_folder
 from finetune.system.run_folder import RunFolder
 from finetune.system.run_paths import find_whole_folder
 from finetune.types import Sample
@@ -126,7 +127,7 @@ def read_stored_manifest(run: RunFolder, config: Config) -> Manifest:
     path = resolve_data_path(config)
     tables = build_table_options(config)
     root = path
-    if is_parquet_path(path) or path.is_dir():
+    if is_parquet_path(path) or is_folder(path):
         root = find_parquet_root(path, tables) or path
     elif path.suffix.lower() == ".csv":
         root = find_csv_root(path, tables)

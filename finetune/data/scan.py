@@ -29,6 +29,7 @@ from finetune.data.layouts.table_options import DEFAULT_TABLE_OPTIONS, TableOpti
 from finetune.data.scan_result import ImageList, Scan
 from finetune.errors import DataError
 from finetune.lookup import explain_missing
+from finetune.system.given_paths import exists
 from finetune.types import LabelFormat, RejectedFile, Reporter
 from finetune.units import format_count, shorten_text
 
@@ -152,6 +153,8 @@ def list_images(path: Path, *, tables: TableOptions = DEFAULT_TABLE_OPTIONS) -> 
     Raises:
         DataError: The path is missing, a CSV, or contains no image.
     """
+    if not is_parquet_path(path):  # else it may be a pattern
+        _check_exists(path)
     files = find_parquet_files(path.resolve(), "none")
     if files is not None:
         return list_parquet_images(files, tables=tables, reporter=Reporter())
@@ -159,9 +162,8 @@ def list_images(path: Path, *, tables: TableOptions = DEFAULT_TABLE_OPTIONS) -> 
     if path.is_file():
         if path.suffix.lower() == ".csv":
             raise DataError(
-                f"{path} is a CSV. Expected an image, a folder of images, or Parquet files. "
-                f"finetune evaluate reads the labelled images of a CSV; to predict, give the "
-                f"folder of its images, or write those inside of it as files."
+                f"{path} is a CSV. Expected an image, a folder of images, or Parquet files: give "
+                f"the folder of its images."
             )
         return ImageList([path])
     images: list[Path] = []
@@ -215,5 +217,5 @@ def _scan_csv(file: Path, files: LabelledFiles, *, allow_empty: bool) -> Scan:
 
 
 def _check_exists(path: Path) -> None:
-    if not path.exists():
+    if not exists(path):
         raise DataError(explain_missing(path, "Check the path."))

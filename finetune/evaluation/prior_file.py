@@ -10,6 +10,7 @@ from typing import Any
 from finetune.errors import ConfigError, StorageError
 from finetune.evaluation.priors import ClassPrior, normalize_prior
 from finetune.lookup import suggest_name, suggest_path
+from finetune.system.given_paths import is_file
 
 PRIOR_NAMES = ("uniform", "train", "model")
 """Values of ``--prior`` besides files."""
@@ -41,7 +42,7 @@ def check_prior(prior: str, classes: Sequence[str] | None) -> None:
             f"--prior {prior}: must be one of {', '.join(PRIOR_NAMES)}, or a .json or .csv file "
             f"with the prior of each class."
         )
-    if not Path(prior).is_file():
+    if not is_file(Path(prior)):
         raise ConfigError(f"--prior {prior}: the file does not exist.{suggest_path(Path(prior))}")
     if classes is None:
         _read_class_weights(Path(prior))

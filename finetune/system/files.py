@@ -201,6 +201,8 @@ def explain_disk_error(
             return cause
         if isinstance(cause, FinetuneError):
             return None  # its message already names the file that could not be read
+        if isinstance(cause, OSError) and cause.errno == errno.ENAMETOOLONG:
+            return build_storage_error(path, _DISK_ERRORS[cause.errno], "Choose a shorter one.")
         if isinstance(cause, OSError) and cause.errno in _DISK_ERRORS:
             return build_storage_error(path, _DISK_ERRORS[cause.errno], remedy)
         for number, reason in _DISK_ERRORS.items():

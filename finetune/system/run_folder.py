@@ -20,6 +20,7 @@ from finetune.system.files import (
     write_folder_atomically,
     write_text,
 )
+from finetune.system.given_paths import exists, is_file
 from finetune.system.run_paths import RunFolder
 
 __all__ = [
@@ -173,7 +174,7 @@ def _describe_process() -> str:
 def is_run(path: Path) -> bool:
     """Return whether a path is a run folder."""
     run = RunFolder(path)
-    return run.config_path.is_file() and run.manifest_path.is_file()
+    return is_file(run.config_path) and is_file(run.manifest_path)
 
 
 def open_existing(path: Path) -> RunFolder:
@@ -184,12 +185,12 @@ def open_existing(path: Path) -> RunFolder:
     """
     run = RunFolder(path.resolve())
     if not is_run(path):
-        if path.name == "latest" and not path.exists():
+        if path.name == "latest" and not exists(path):
             raise RunFolderError(
                 f"{path} does not exist: no run was started here. Start one with "
                 f"finetune fit FOLDER."
             )
-        if not path.exists():
+        if not exists(path):
             raise RunFolderError(
                 f"{path} does not exist.{suggest_path(path)} Pass a folder created by finetune "
                 f"fit, for example runs/latest."

@@ -74,6 +74,8 @@ modle: {backbone: resnet18}
 """
 
 FIT = ("fit", "photos", *SMALL)
+LONG = "x" * 300
+"""Argument that can be no name of a file: these have up to 255 bytes."""
 
 
 @pytest.mark.parametrize(
@@ -209,6 +211,34 @@ def test_bad_input_is_one_message_and_writes_nothing(
     for part in parts:
         assert part in message
     assert list_tree(workdir) == before
+
+
+@pytest.mark.parametrize(
+    ("args", "error"),
+    [
+        (("fit", LONG), DataError),
+        (("inspect", f"{LONG}.csv"), DataError),
+        (("compare", f"{LONG}.parquet"), DataError),
+        (("fit", "photos", "--weights", LONG), ModelError),
+        (("fit", "--resume", LONG), RunFolderError),
+        (("fit", "photos", "--augment", f"{LONG}.json"), ConfigError),
+        (("predict", LONG, "photos"), RunFolderError),
+        (("evaluate", LONG), RunFolderError),
+        (("export", LONG), RunFolderError),
+        (("report", LONG), RunFolderError),
+        (("tune", "--resume", LONG), RunFolderError),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_too_long_path_does_not_exist(
+    cli: Cli, workdir: Path, args: tuple[str, ...], error: type[FinetuneError]
+) -> None:
+    message = cli.fails(*args, code=error.exit_code)
+    assert "does not exist" in " ".join(message.split())
+
+
+def test_too_long_argument_of_predict_is_no_bug(cli: Cli, workdir: Path) -> None:
+    assert "photos" in cli.fails("predict", "photos", LONG, code=RunFolderError.exit_code)
 
 
 def test_fit_read_only_output_fails_before_any_work(cli: Cli, workdir: Path) -> None:

@@ -182,7 +182,7 @@ def test_list_images_file_or_folder(photos: Path) -> None:
         list_images(photos / "none")
 
 
-def test_list_images_of_a_csv_names_evaluate(tmp_path: Path) -> None:
+def test_list_images_of_a_csv_asks_for_the_folder(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("path,label\na.png,cat\n")
-    with pytest.raises(DataError, match=r"a\.csv is a CSV\. .* finetune evaluate reads"):
+    with pytest.raises(DataError, match=r"a\.csv is a CSV\. .*: give the folder of its images\.$"):
         list_images(tmp_path / "a.csv")

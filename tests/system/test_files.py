@@ -286,7 +286,7 @@ def test_remedy_is_resume_in_run_folders_only(tmp_path: Path) -> None:
 
 
 def test_write_text_too_long_name_raises_storage_error(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match=r"x: the name is too long"):
+    with pytest.raises(StorageError, match=r"x: the name is too long\. Choose a shorter one\.$"):
         write_text(tmp_path / ("x" * 300), "")
 
 

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from finetune.system.given_paths import is_file, is_folder
+
 HUB_PREFIXES = ("hf-hub:", "hf_hub:")
 """Prefixes of a repository on the Hugging Face hub, as in timm."""
 
@@ -31,7 +33,7 @@ def is_hub_name(path: Path) -> bool:
 
 def is_hub_folder(path: Path) -> bool:
     """Return whether a folder may hold a model of timm or transformers."""
-    return (path / CONFIG_FILE).is_file() and any(path.glob("*.safetensors"))
+    return is_file(path / CONFIG_FILE) and any(path.glob("*.safetensors"))
 
 
 def find_model_file(path: Path) -> Path | None:
@@ -39,9 +41,9 @@ def find_model_file(path: Path) -> Path | None:
 
     Names may be in capitals.
     """
-    if path.is_file():
+    if is_file(path):
         return path if path.suffix.lower() in MODEL_SUFFIXES else None
-    if not path.is_dir():
+    if not is_folder(path):
         return None
     files = {file.name.lower(): file for file in sorted(path.iterdir()) if file.is_file()}
     names = (f"model{suffix}" for suffix in MODEL_SUFFIXES)

@@ -11,6 +11,7 @@ from finetune.bundle.runtimes.model_paths import MODEL_KINDS, is_hub_name, is_ot
 from finetune.errors import ConfigError, RunFolderError
 from finetune.evaluation.prior_file import check_prior
 from finetune.lookup import explain_missing
+from finetune.system.given_paths import exists, is_file
 
 _DEVICES = ("auto", "cpu", "cuda", "mps")
 
@@ -68,11 +69,11 @@ Prior = Annotated[
 
 def is_model(path: Path) -> bool:
     """Return whether a path is a run folder, a bundle folder, a checkpoint or an exported model."""
-    if path.is_file() and path.suffix.lower() == ".ckpt":
+    if is_file(path) and path.suffix.lower() == ".ckpt":
         return True
     return (
         find_bundle(path) is not None
-        or ((path / "config.yaml").is_file() and (path / "manifest.csv").is_file())
+        or all(is_file(path / name) for name in ("config.yaml", "manifest.csv"))
         or is_other_model(path)
     )
 
@@ -93,7 +94,7 @@ def check_models(
         RunFolderError: A path is no model.
     """
     for path in paths:
-        if not path.exists() and not is_hub_name(path):
+        if not exists(path) and not is_hub_name(path):
             raise RunFolderError(explain_missing(path, f"Give {kinds}."))
         if len(paths) > 1 and path.is_dir() and not is_model(path):
             order = " Models come first, and the images last." if has_images else ""

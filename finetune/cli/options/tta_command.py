@@ -6,6 +6,7 @@ from pathlib import Path
 import typer
 from typer.core import TyperCommand
 
+from finetune.system.given_paths import exists
 from finetune.types import Tta
 
 _VALUES_ALONE: Mapping[str, str] = {"--tta": Tta.HFLIP, "--reject": ""}
@@ -28,7 +29,7 @@ def _complete_values(args: Sequence[str]) -> Iterator[str]:
             return
         following = args[number + 1] if number + 1 < len(args) else "-"
         is_value = (arg == "--tta" and following in list(Tta)) or not (
-            following.startswith("-") or Path(following).exists()
+            following.startswith("-") or exists(Path(following))
         )
         is_alone = arg in _VALUES_ALONE and not is_value
         yield f"{arg}={_VALUES_ALONE[arg]}" if is_alone else arg

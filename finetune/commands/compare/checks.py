@@ -9,6 +9,7 @@ from finetune.config.schema import Config
 from finetune.distributed.launch import LaunchInfo
 from finetune.errors import ConfigError, ModelError, RunFolderError
 from finetune.system.files import check_writable
+from finetune.system.given_paths import is_file, is_folder
 
 _APPLICABLE_KEYS = (
     "data", "cache", "imbalance", "seed", "augment.name", "augment.hflip", "optim.name",
@@ -47,8 +48,8 @@ def check_compare(
             "weights. Leave it out, or give a folder of weights."
         )
     folder = Path(weights).expanduser()
-    if weights != "hub" and not folder.is_dir():
-        problem = "is a file" if folder.is_file() else "does not exist"
+    if weights != "hub" and not is_folder(folder):
+        problem = "is a file" if is_file(folder) else "does not exist"
         raise ModelError(
             f"--weights {weights} {problem}. Give a folder with one file per backbone, for example "
             f"resnet18-82c76769.pth for resnet18, or leave it out to use the weights of the hub."

@@ -6,6 +6,7 @@ from pathlib import Path
 from finetune.bundle.model_card import find_bundle
 from finetune.errors import RunFolderError
 from finetune.lookup import suggest_path
+from finetune.system.given_paths import exists
 from finetune.system.run_folder import is_run
 
 
@@ -22,7 +23,7 @@ def check_named_runs(paths: Iterable[Path]) -> None:
 
 def explain_other_folder(path: Path) -> str:
     """Return why a path is neither a run folder nor a bundle, and what to pass instead."""
-    if not path.exists():
+    if not exists(path):
         return (
             f"{path} does not exist.{suggest_path(path)} Pass a run folder, for example "
             f"runs/latest, or a bundle."

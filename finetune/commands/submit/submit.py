@@ -21,6 +21,7 @@ from finetune.config.schema import Config
 from finetune.errors import ConfigError, ModelError, RunFolderError
 from finetune.system import run_folder
 from finetune.system.files import write_text
+from finetune.system.given_paths import exists
 
 _SUBMIT_OPTIONS = {
     "--nodes": "--nodes",
@@ -119,7 +120,7 @@ def _check_request(config: Config, job_resources: JobResources) -> None:
     check_resources(job_resources)
     _check_processes(config, job_resources)
     weights = config.model.weights
-    if weights not in ("hub", "random") and not Path(weights).expanduser().exists():
+    if weights not in ("hub", "random") and not exists(Path(weights).expanduser()):
         raise ModelError(
             f"The weights {weights} do not exist. Give a file, a folder, 'hub' or 'random'."
         )

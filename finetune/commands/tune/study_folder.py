@@ -25,6 +25,7 @@ from finetune.data.manifest import Manifest, format_manifest, read_manifest
 from finetune.errors import RunFolderError
 from finetune.lookup import suggest_path
 from finetune.system.files import write_folder_atomically, write_text
+from finetune.system.given_paths import exists
 from finetune.types import Reporter
 from finetune.units import format_count
 
@@ -237,10 +238,11 @@ def open_study(path: Path) -> StudyFolder:
         RunFolderError: The path is not such a folder.
     """
     study = StudyFolder(path.expanduser())
-    if study.settings_path.is_file() and study.database_path.is_file():
+    is_here = exists(study.path)
+    if is_here and study.settings_path.is_file() and study.database_path.is_file():
         return study
-    hint = "" if path.exists() else suggest_path(path)
-    problem = "does not exist" if not path.exists() else "is not the folder of a study"
+    hint = "" if is_here else suggest_path(path)
+    problem = "does not exist" if not is_here else "is not the folder of a study"
     raise RunFolderError(
         f"{path} {problem}.{hint} Give a folder that finetune tune has "
         f"created, for example runs/20260101-120000-tune-resnet50-photos."

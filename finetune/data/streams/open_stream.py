@@ -17,6 +17,7 @@ from finetune.data.streams.table_streams import CsvStream, ParquetStream
 from finetune.data.streams.tar_stream import TarStream, expand_braces, is_tar_path
 from finetune.errors import ConfigError, DataError
 from finetune.lookup import explain_missing
+from finetune.system.given_paths import exists
 from finetune.units import format_count
 
 STANDARD_INPUT = "-"
@@ -138,7 +139,7 @@ def _open_input(path: Path, tables: TableOptions) -> ImageStream:
     parquet = find_parquet_files(path.absolute(), "none")
     if parquet is not None:
         return ParquetStream(parquet, tables, str(path))
-    if not path.exists() and _WILDCARD.search(str(path)):
+    if not exists(path) and _WILDCARD.search(str(path)):
         names = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207
         if names:
             return open_stream([Path(name) for name in names], tables=tables)
@@ -170,7 +171,7 @@ def _open_tars(path: Path) -> TarStream:
         DataError: One is missing.
     """
     files: list[Path] = []
-    for text in [str(path)] if path.exists() else expand_braces(str(path)):
+    for text in [str(path)] if exists(path) else expand_braces(str(path)):
         found = sorted(glob.glob(text, recursive=True)) if _WILDCARD.search(text) else [text]  # noqa: PTH207
         if not found:
             raise DataError(f"No file matches {text}. Check the path.")
@@ -181,5 +182,5 @@ def _open_tars(path: Path) -> TarStream:
 
 
 def _check_exists(path: Path) -> None:
-    if not path.exists():
+    if not exists(path):
         raise DataError(explain_missing(path, "Check the path."))

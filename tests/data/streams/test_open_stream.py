@@ -263,3 +263,12 @@ def test_fingerprint_changes_with_the_list_of_images(tmp_path: Path) -> None:
     assert open_stream([Path("new")]).compute_fingerprint() != before
     with pytest.raises(DataError, match="--list"):
         PipedStream(io.BytesIO()).compute_fingerprint()
+
+
+@pytest.mark.parametrize("suffix", ["", ".csv", ".parquet", ".jpg"])
+def test_too_long_paths_do_not_exist(suffix: str) -> None:
+    path = Path("x" * 300 + suffix)
+    with pytest.raises(DataError, match="does not exist"):
+        open_stream([path])
+    with pytest.raises(DataError, match="does not exist"):
+        open_stream([], lists=[path])

@@ -16,6 +16,7 @@ from finetune.data.layouts.split_names import (
     parse_split_name,
 )
 from finetune.errors import DataError
+from finetune.system.given_paths import is_file, is_folder
 from finetune.types import Split
 from finetune.units import format_count
 
@@ -50,7 +51,7 @@ class ParquetFiles:
 
 def is_parquet_path(path: Path) -> bool:
     """Return whether a path is that of a Parquet file, or a pattern for several."""
-    return path.suffix.lower() in PARQUET_SUFFIXES and not path.is_dir()
+    return path.suffix.lower() in PARQUET_SUFFIXES and not is_folder(path)
 
 
 def list_parquet_files(path: Path) -> list[Path]:
@@ -58,7 +59,7 @@ def list_parquet_files(path: Path) -> list[Path]:
 
     A folder with images holds no Parquet dataset: its images are the data.
     """
-    if path.is_dir():
+    if is_folder(path):
         files = []
         for file in walk_files(path):
             if file.suffix.lower() in PARQUET_SUFFIXES:
@@ -68,7 +69,7 @@ def list_parquet_files(path: Path) -> list[Path]:
         return files
     if not is_parquet_path(path):
         return []
-    if path.is_file():
+    if is_file(path):
         return [path]
     return [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207
 

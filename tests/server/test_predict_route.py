@@ -148,14 +148,16 @@ _PHOTO = create_photo()
         pytest.param(KINDS["bands.tif"].data, 415, "unsupported_format", "TIFF of 13", id="bands"),
     ],
 )
-def test_unusable_body_is_rejected_with_its_reason(
+def test_unusable_body_is_rejected_by_both_routes_with_its_reason(
     start: Starter, content: bytes, status: int, reason: str, detail: str
 ) -> None:
     client = start()
     answer = client.post("/predict", content=content)
     assert (answer.status_code, answer.json()["reason"]) == (status, reason)
     assert detail in answer.json()["detail"]
-    assert f'finetune_rejected_total{{reason="{reason}"}} 1.0' in client.get("/metrics").text
+    saliency = client.post("/saliency", content=content)
+    assert (saliency.status_code, saliency.json()) == (answer.status_code, answer.json())
+    assert f'finetune_rejected_total{{reason="{reason}"}} 2.0' in client.get("/metrics").text
 
 
 def test_pixels_are_limited_just_above_the_limit(start: Starter) -> None:
@@ -204,6 +206,30 @@ def test_unusable_form_is_rejected_with_its_reason(
 ) -> None:
     answer = start().post("/predict", **request_options)
     assert (answer.status_code, answer.json()["reason"]) == (status, reason), answer.text
+
+
+@pytest.mark.parametrize(
+    ("charset", "name", "status", "shown"),
+    [
+        ("utf-8", "é.png", 200, "é.png"),
+        ("unicode_escape", r"a\ud800.png", 200, "a?.png"),
+        ("raw_unicode_escape", r"\udfff" * 300, 200, "?" * 255),
+        ("unknown", "é.png", 200, "Ã©.png"),
+        ("undefined", "a.png", 400, ""),
+    ],
+)
+def test_charset_of_a_form_never_breaks_the_answer(
+    start: Starter, charset: str, name: str, status: int, shown: str
+) -> None:
+    head = f'Content-Disposition: form-data; name="file"; filename="{name}"\r\n\r\n'
+    body = b"--b\r\n" + head.encode() + _PHOTO + b"\r\n--b--\r\n"
+    kind = f"multipart/form-data; boundary=b; charset={charset}"
+    answer = start().post("/predict", content=body, headers={"Content-Type": kind})
+    assert answer.status_code == status, answer.text
+    if status == 200:
+        assert answer.json()["predictions"][0]["name"] == shown
+    else:
+        assert answer.json()["reason"] == "invalid_form"
 
 
 def test_invalid_parameter_and_unknown_path_are_explained(start: Starter) -> None:

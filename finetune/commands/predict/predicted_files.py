@@ -19,9 +19,10 @@ from finetune.commands.predict.row_writers import (
     choose_format,
     open_writer,
 )
-from finetune.commands.predict.saliency_inputs import SaliencyInputs
+from finetune.commands.predict.saliency_inputs import SaliencyInputs, check_files_replaced
 from finetune.commands.saliency.overlays import check_overlay_folder, write_overlays
 from finetune.errors import RunFolderError
+from finetune.inference.prediction_stream import PredictedBatch
 from finetune.types import Prediction, RejectedFile, Reporter
 
 
@@ -97,7 +98,8 @@ def write_predictions(
         output_format: "csv", "jsonl" or "parquet"; None for that of the suffix of ``output``.
         print_text: Function that prints the rows; None for no print.
         on_rows: Function that receives rows and their form.
-        saliency: Folder for saliency maps; None for none.
+        saliency: Folder for saliency maps, which are drawn when ``output`` is complete; None for
+            none.
         reporter: Receiver of progress and notes.
 
     Raises:
@@ -111,31 +113,52 @@ def write_predictions(
     )
     if chosen != "jsonl" and (output is not None or print_text is not None):
         job.form.list_columns()  # whose names may not be distinct
-    overlays = None
+    if saliency is None:
+        _write_rows(job, output, chosen, print_text=print_text, on_rows=on_rows)
+        return replace(summarise_job(job), output=output)
+    root = (*inputs, *lists)[0]
+    check_files_replaced(job.stream, saliency, root=root)
+    with tempfile.TemporaryDirectory() as folder:
+        pictured = SaliencyInputs(Path(folder))
+        _write_rows(
+            job, output, chosen, print_text=print_text, on_rows=on_rows, on_batch=pictured.add
+        )
+        overlays = write_overlays(
+            job.bundle,
+            pictured.images,
+            saliency,
+            root=root,
+            device=job.predictor.device,
+            reporter=reporter,
+        )
+    return replace(summarise_job(job), output=output, saliency=overlays)
+
+
+def _write_rows(
+    job: PredictionJob,
+    output: Path | None,
+    output_format: OutputFormat,
+    *,
+    print_text: Callable[[str], Any] | None,
+    on_rows: Callable[[Sequence[PredictionRow], RowFormat], None] | None,
+    on_batch: Callable[[PredictedBatch], None] | None = None,
+) -> None:
+    """Predict the images of a job; the file of the rows is complete on return.
+
+    Raises:
+        FinetuneError: No image can be read, or the file cannot be written.
+    """
     with ExitStack() as stack:
         writers: list[RowWriter] = []
         if print_text is not None:
-            writers.append(_DeferredWriter(lambda: TextWriter(job.form, chosen, print_text)))
+            writers.append(_DeferredWriter(lambda: TextWriter(job.form, output_format, print_text)))
         if output is not None:
-            writers.append(stack.enter_context(open_writer(output, job.form, chosen)))
-        pictured = None
-        if saliency is not None:
-            pictured = SaliencyInputs(Path(stack.enter_context(tempfile.TemporaryDirectory())))
-        for rows in job.iterate(on_batch=None if pictured is None else pictured.add):
+            writers.append(stack.enter_context(open_writer(output, job.form, output_format)))
+        for rows in job.iterate(on_batch=on_batch):
             for writer in writers:
                 writer.write(rows)
             if on_rows is not None:
                 on_rows(rows, job.form)
-        if pictured is not None and saliency is not None:
-            overlays = write_overlays(
-                job.bundle,
-                pictured.images,
-                saliency,
-                root=(*inputs, *lists)[0],
-                device=job.predictor.device,
-                reporter=reporter,
-            )
-    return replace(summarise_job(job), output=output, saliency=overlays)
 
 
 def _check_outputs(

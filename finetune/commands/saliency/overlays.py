@@ -70,18 +70,16 @@ class Overlays:
 
     def describe(self) -> str:
         """Return a sentence on the pictures and on the images without one."""
-        missing = [row.path for row in self.rows if row.file is None]
-        num_written = len(self.rows) - len(missing)
+        misleading = [r.path for r in self.rows if r.file is None and r.deletion is not None]
+        num_written = sum(row.file is not None for row in self.rows)
         if num_written == 0:
             return f"No saliency map written to {self.folder}. {self.reason}"
         text = f"{format_count(num_written, 'saliency map')} written to {self.folder}"
-        if not missing:
+        if not misleading:
             return f"{text}; all of them beat random maps."
-        names = ", ".join(missing[:_MAX_NAMES])
-        more = f" and {len(missing) - _MAX_NAMES} more" if len(missing) > _MAX_NAMES else ""
         return (
-            f"{text}; those of {format_count(len(missing), 'image')} are no better than random "
-            f"maps and would mislead: {names}{more}"
+            f"{text}; those of {format_count(len(misleading), 'image')} are no better than random "
+            f"maps and would mislead: {_join_names(misleading)}"
         )
 
 
@@ -106,22 +104,24 @@ def write_overlays(
 ) -> Overlays:
     """Write the input of the network beside its saliency map, for each map that is trusted.
 
+    An image that can no longer be read is left out, with a warning.
+
     Args:
         bundle: Model.
-        images: Readable image files.
+        images: Image files.
         folder: Folder to write to; for the names of the pictures, see ``plan_pictures``.
         root: Folder of the images, or the only image.
         device: Device to compute on.
-        reporter: Receiver of progress.
+        reporter: Receiver of progress and the warning.
 
     Raises:
         ConfigError: A picture would replace an image.
-        DataError: A file can no longer be read.
         StorageError: The disk is full or fails.
     """
+    check_no_input(images, folder, root)
     pictures = plan_pictures(images, folder, root)
-    _check_no_input(images, pictures, folder)
     rows: list[OverlayRow] = []
+    unreadable: list[str] = []
     layer, reasons = "", dict[str, None]()
     reporter.start("saliency maps", len(images))
     for first in range(0, len(images), _CHUNK_SIZE):
@@ -133,12 +133,23 @@ def write_overlays(
             seed=first,
             on_image=reporter.advance,
         )
-        layer = found.maps.layer
-        reasons[found.maps.describe()] = None
+        layer = found.maps.layer or layer
+        if said := found.maps.describe():
+            reasons[said] = None
+        reporter.advance(len(found.unreadable))
+        unreadable += [
+            f"{images[first + row].name} ({reason})" for row, reason in found.unreadable.items()
+        ]
         rows += _write_chunk(found, images[chunk], pictures[chunk])
     reporter.finish()
+    if unreadable:
+        reporter.warn(
+            f"{format_count(len(unreadable), 'image')} without a saliency map, as the file can no "
+            f"longer be read: {_join_names(unreadable)}"
+        )
     is_empty = all(row.file is None for row in rows)
-    return Overlays(folder, layer, " ".join(reasons) if is_empty else "", tuple(rows))
+    reason = (" ".join(reasons) or "No image can be read any more.") if is_empty else ""
+    return Overlays(folder, layer, reason, tuple(rows))
 
 
 def _write_chunk(
@@ -159,23 +170,31 @@ def _write_chunk(
     return rows
 
 
-def _check_no_input(
-    images: Sequence[PicturedImage], pictures: Sequence[Path], folder: Path
-) -> None:
+def check_no_input(images: Sequence[PicturedImage], folder: Path, root: Path) -> None:
     """Check that no picture would replace an image, before the first is written.
+
+    Args:
+        images: Image files.
+        folder: Folder of the pictures.
+        root: Folder of the images, or the only image.
 
     Raises:
         ConfigError: One would.
     """
     if not folder.exists():
         return
-    planned = {picture.resolve() for picture in pictures}
+    planned = {picture.resolve() for picture in plan_pictures(images, folder, root)}
     replaced = next((image.path for image in images if image.path.resolve() in planned), None)
     if replaced is not None:
         raise ConfigError(
             f"--saliency {folder} would replace an image of the prediction ({replaced}). Give "
             f"another folder."
         )
+
+
+def _join_names(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+    return ", ".join(names[:_MAX_NAMES]) + more
 
 
 def join_pictures(left: Image.Image, right: Image.Image) -> Image.Image:

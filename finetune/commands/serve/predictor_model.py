@@ -15,6 +15,7 @@ from finetune.bundle.runtimes.runtime_models import is_exported_network
 from finetune.commands.predict.prediction_row import RowFormat, prediction_to_json
 from finetune.commands.saliency.overlays import join_pictures
 from finetune.data.images.source import MemorySource
+from finetune.errors import DataError
 from finetune.inference.label_scoring import predict_labels
 from finetune.inference.predictor import Predictor
 from finetune.saliency.deletion import NUM_RANDOM_MAPS, NUM_STEPS
@@ -108,6 +109,8 @@ class PredictorModel:
             device=self._predictor.device,
             options=self._predictor.options,
         )
+        if found.unreadable:
+            raise DataError(found.unreadable[0])
         (result,) = found.maps.results
         label = "" if result is None else bundle.card.classes[result.target]
         if result is None or not result.is_trusted:

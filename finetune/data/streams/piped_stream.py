@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from finetune.data.images.formats import NUM_START_BYTES, find_format, identify_content
+from finetune.data.streams.checked_tar import COMPRESSED_STARTS
 from finetune.data.streams.file_streams import build_file_image, check_first_path
 from finetune.data.streams.path_lines import read_path_lines
 from finetune.data.streams.stream_image import StreamImage
@@ -13,7 +14,6 @@ from finetune.data.streams.tar_stream import read_tar
 from finetune.errors import DataError
 
 _NAME = "standard input"
-_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ")
 _TAR_MARK = slice(257, 262)
 
 
@@ -51,7 +51,7 @@ class PipedStream:
         content = identify_content(start[:NUM_START_BYTES])
         if find_format(content) is not None:
             yield StreamImage("-", data=start + self._stream.read())
-        elif start[_TAR_MARK] == b"ustar" or start.startswith(_COMPRESSED):
+        elif start[_TAR_MARK] == b"ustar" or start.startswith(COMPRESSED_STARTS):
             yield from read_tar(io.BufferedReader(_JoinedInput(start, self._stream)), "-", None)
         elif content and b"\n" not in start:
             yield StreamImage("-", data=start + self._stream.read())  # for its reason

@@ -1,5 +1,6 @@
 """Images in tar files, such as the shards of a WebDataset."""
 
+import io
 import re
 import tarfile
 import zlib
@@ -7,9 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath
-from typing import IO
 
 from finetune.data.images.formats import IMAGE_SUFFIXES
+from finetune.data.streams.checked_tar import iterate_members
 from finetune.data.streams.stream_image import ListDigest, StreamImage
 from finetune.errors import DataError
 
@@ -17,7 +18,7 @@ TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _CHOICE = re.compile(r"\{([^{}]*,[^{}]*)\}")
-_ERRORS = (tarfile.TarError, EOFError, OSError, zlib.error, LZMAError)
+_ERRORS = (tarfile.TarError, EOFError, OSError, ValueError, zlib.error, LZMAError)
 _MAX_BYTES = 400_000_000
 """Size of a file above which it is no image."""
 
@@ -77,8 +78,10 @@ class TarStream:
         return digest.compute()
 
 
-def read_tar(stream: IO[bytes], name: str, container: int | None) -> Iterator[StreamImage]:
+def read_tar(stream: io.BufferedReader, name: str, container: int | None) -> Iterator[StreamImage]:
     """Yield the images of a tar file in the order of its members.
+
+    A link has no content in a file that is read once, and is yielded with that reason.
 
     Args:
         stream: Tar file, compressed or not, which may be a pipe.
@@ -87,27 +90,24 @@ def read_tar(stream: IO[bytes], name: str, container: int | None) -> Iterator[St
     """
     num_images = 0
     try:
-        with tarfile.open(fileobj=stream, mode="r|*") as tar:
-            for member in tar:
-                # tarfile keeps a list of all members, which would grow with their number
-                tar.members = []  # type: ignore[attr-defined]
-                if not member.isfile() or not _is_image_name(member.name):
-                    continue
-                shown = f"{name}/{member.name.removeprefix('./')}"
-                if not shown.isprintable():
-                    shown = shown.encode(errors="backslashreplace").decode()
-                if member.size > _MAX_BYTES:
-                    yield StreamImage(
-                        shown, reason="too large: more than 400 MB", container=container
-                    )
-                    continue
-                opened = tar.extractfile(member)
-                assert opened is not None, "a regular file"
-                data = opened.read()
-                if len(data) < member.size:
-                    raise EOFError("unexpected end of data")
-                num_images += 1
-                yield StreamImage(shown, data=data, container=container)
+        for tar, member in iterate_members(stream):
+            is_link = member.islnk() or member.issym()
+            if not (member.isfile() or is_link) or not _is_image_name(member.name):
+                continue
+            shown = _make_printable(f"{name}/{member.name.removeprefix('./')}")
+            reason = _explain_link(member) if is_link else None
+            if member.size > _MAX_BYTES:
+                reason = "too large: more than 400 MB"
+            if reason is not None:
+                yield StreamImage(shown, reason=reason, container=container)
+                continue
+            opened = tar.extractfile(member)
+            assert opened is not None, "a regular file"
+            data = opened.read()
+            if len(data) < member.size:
+                raise EOFError("unexpected end of data")
+            num_images += 1
+            yield StreamImage(shown, data=data, container=container)
     except _ERRORS as error:
         is_io_error = isinstance(error, OSError) and error.errno is not None
         detail = " ".join(str(error).split()) or type(error).__name__
@@ -140,6 +140,18 @@ def _list_choices(part: str) -> list[str]:
     if match := _CHOICE.fullmatch(part):
         return match[1].split(",")
     return [part]
+
+
+def _explain_link(member: tarfile.TarInfo) -> str:
+    kind, option = "a hard link", "--hard-dereference"
+    if member.issym():
+        kind, option = "a symbolic link", "--dereference"
+    target = _make_printable(member.linkname.removeprefix("./"))
+    return f"{kind} to {target} in the tar; write it with tar {option}"
+
+
+def _make_printable(text: str) -> str:
+    return text if text.isprintable() else text.encode(errors="backslashreplace").decode()
 
 
 def _is_image_name(name: str) -> bool:

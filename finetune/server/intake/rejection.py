@@ -8,7 +8,7 @@ from typing import Any
 from finetune.data.images.formats import NUM_START_BYTES, find_format, identify_content
 from finetune.errors import DataError
 
-_MEGAPIXEL_SETTING = re.compile(r", over (?:data\.max_megapixels=|Pillow's limit of )(\S+)")
+_MEGAPIXEL_SETTING = re.compile(r", over (?:data\.max_megapixels=|Pillow's limit of )([\d.e+]*\d)")
 
 
 class RejectionError(Exception):

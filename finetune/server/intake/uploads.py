@@ -141,6 +141,10 @@ async def _parse_form(request: Request, body: _Body, limits: ServerLimits) -> li
         raise RejectionError(
             400, "invalid_form", "The Content-Type of the form has no boundary."
         ) from error
+    except UnicodeError as error:
+        raise RejectionError(
+            400, "invalid_form", "The charset of the form does not decode its names. Use utf-8."
+        ) from error
     files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
     if not files:
         raise RejectionError(422, "no_file", f"The form has no file. {_HOW_TO_SEND}")
@@ -150,5 +154,8 @@ async def _parse_form(request: Request, body: _Body, limits: ServerLimits) -> li
 
 
 def _shorten_name(name: str | None) -> str:
-    """Return a name that a client chose, which is shown and never opened."""
-    return (name or "image")[:_MAX_NAME_LENGTH]
+    """Return a name that a client chose, which is shown and never opened.
+
+    Lone surrogates, which some charsets of a form yield and no answer can hold, become ``?``.
+    """
+    return (name or "image")[:_MAX_NAME_LENGTH].encode(errors="replace").decode()

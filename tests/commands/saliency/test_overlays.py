@@ -1,6 +1,8 @@
 """Tests of ``finetune predict --saliency``, on a model that reads one corner of an image."""
 
+import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,9 @@ from PIL import Image
 from finetune.bundle.bundle import save_bundle
 from finetune.bundle.model_card import ModelCard
 from finetune.cli.main import run
+from finetune.commands.predict import predicted_files
 from finetune.commands.predict.predict import predict
-from finetune.errors import RunFolderError
+from finetune.errors import ConfigError, RunFolderError, StorageError
 from finetune.types import PreprocessSpec
 from tests.support.helpers import RecordingReporter
 
@@ -122,3 +125,86 @@ def test_images_of_one_name_in_different_folders_have_a_map_each(
         with Image.open(picture) as drawn, Image.open(file) as source:
             left = np.asarray(drawn)[:, :96].astype(int)
             assert np.abs(left - np.asarray(source)).max() < 3
+
+
+def test_predictions_are_complete_before_maps_are_drawn(
+    model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "rows.csv"
+
+    def fail(*_: object, **__: object) -> None:
+        raise StorageError("Cannot write maps: no space is left on the device.")
+
+    monkeypatch.setattr(predicted_files, "write_overlays", fail)
+    with pytest.raises(StorageError, match="no space"):
+        predict(model, photos, output=output, saliency=tmp_path / "maps", device="cpu")
+    with output.open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["path"] for row in rows] == [str(photos / f"some/{n}.png") for n in range(3)]
+    assert all(row["label"] for row in rows)
+
+
+@pytest.mark.parametrize("is_list", [False, True])
+def test_maps_that_would_replace_an_image_are_refused_before_the_prediction(
+    model: Path, photos: Path, tmp_path: Path, is_list: bool
+) -> None:
+    shutil.copy(photos / "some/1.png", photos / "some/0.png.png")
+    output = tmp_path / "rows.csv"
+    reporter = _RemovingReporter()
+    (tmp_path / "list.txt").write_text("\n".join(map(str, (photos / "some").iterdir())))
+    given, maps = (tmp_path / "list.txt", photos / "some") if is_list else (photos, photos)
+    with pytest.raises(ConfigError, match=r"--saliency .*would replace an image.*0\.png\.png"):
+        predict(model, given, output=output, saliency=maps, device="cpu", reporter=reporter)
+    assert reporter.steps == []
+    assert not output.exists()
+
+
+class _RemovingReporter(RecordingReporter):
+    """Reporter that removes files when the maps begin."""
+
+    def __init__(self, *removed: Path) -> None:
+        super().__init__()
+        self.removed = removed
+        self.steps: list[str] = []
+
+    def start(self, name: str, total: int) -> None:
+        """Remove the files."""
+        del total
+        self.steps.append(name)
+        if name == "saliency maps":
+            for file in self.removed:
+                file.unlink()
+
+
+def test_image_that_is_removed_meanwhile_has_a_row_and_no_map(
+    model: Path, photos: Path, tmp_path: Path
+) -> None:
+    files = sorted((photos / "some").iterdir())
+    whole = predict(model, files[1:], saliency=tmp_path / "whole", device="cpu").saliency
+    output, maps = tmp_path / "rows.csv", tmp_path / "maps"
+    reporter = _RemovingReporter(files[0])
+    result = predict(
+        model, photos, output=output, saliency=maps, device="cpu", reporter=reporter
+    )  # fmt: skip
+    assert len(result.predictions) == len(output.read_text().splitlines()) - 1 == 3
+    assert whole is not None
+    assert result.saliency is not None
+    first, *others = result.saliency.rows
+    assert (first.path, first.file, first.deletion) == (str(files[0]), None, None)
+    assert [(row.path, row.deletion) for row in others] == [
+        (row.path, row.deletion) for row in whole.rows
+    ], "the maps of the others are those of their own pixels"
+    (warning,) = reporter.warnings
+    assert str(files[0]) in warning
+    assert "training" not in warning
+    assert str(files[0]) not in result.saliency.describe()
+
+
+def test_saliency_of_images_that_are_all_removed_is_a_reason(
+    model: Path, photos: Path, tmp_path: Path
+) -> None:
+    reporter = _RemovingReporter(*(photos / "some").iterdir())
+    result = predict(model, photos, saliency=tmp_path / "m", device="cpu", reporter=reporter)
+    assert result.saliency is not None
+    assert result.saliency.reason
+    assert [row.file for row in result.saliency.rows] == [None] * 3

@@ -54,8 +54,9 @@ class PartFiles:
                 continue
             if error is None:
                 part.writer.write(part.rows)
-                self.num_written += 1
-            part.manager.__exit__(kind, error, traceback)
+                self._complete(unit, part)
+            else:
+                part.manager.__exit__(kind, error, traceback)
 
     def abandon(self, unit: Unit) -> None:
         """Remove a part at the end unless it is complete before, as its images are not known."""
@@ -75,9 +76,17 @@ class PartFiles:
         return self.folder / f"_complete-{shard:05}.json"
 
     def mark_complete(self, shard: int, num_images: int) -> None:
-        """Say that all parts of a shard are there."""
+        """Say that all parts of a shard are there; another process may do so at the same time."""
         if not self.get_marker(shard).exists():
             write_text(self.get_marker(shard), f'{{"num_images": {num_images}}}\n')
+
+    def remove_stale_temp_files(self) -> None:
+        """Remove the temporary files of parts, all of which are there, that killed processes left.
+
+        Those of markers stay: another process may be about to rename one.
+        """
+        for file in self.folder.glob(".part-*.parquet.*"):
+            file.unlink(missing_ok=True)
 
     def write(self, unit: Unit, row: PredictionRow) -> None:
         """Write a row of a part; its last one completes it.
@@ -96,8 +105,20 @@ class PartFiles:
             part.rows.clear()
         if part.num_rows == self._part_size:
             del self._open[unit]
-            self.num_written += 1
+            self._complete(unit, part)
+
+    def _complete(self, unit: Unit, part: "_OpenPart") -> None:
+        """Give a part its final name.
+
+        Another start of the same command may have done so, and removed the temporary file of this
+        one as that of a killed process.
+        """
+        try:
             part.manager.__exit__(None, None, None)
+        except FileNotFoundError:
+            if not self.has(unit):
+                raise
+        self.num_written += 1
 
 
 @dataclass(slots=True)

@@ -15,7 +15,6 @@ from finetune.commands.predict.shards.part_manifest import PartManifest, open_fo
 from finetune.commands.predict.shards.work_share import ShardRule, WorkShare, detect_share
 from finetune.data.streams.stream_image import StreamImage
 from finetune.errors import DataError
-from finetune.system.files import remove_stale_temp_files
 from finetune.types import Reporter
 from finetune.units import format_count
 
@@ -223,7 +222,7 @@ class _Work:
                 self._files.mark_complete(shard, self._num_images[shard])
             missing += absent if is_known else 1
         if not missing:
-            remove_stale_temp_files(self._files.folder)
+            self._files.remove_stale_temp_files()
         is_empty = not self._num_images and not self._unread
         if is_empty and self._share.is_alone and not self._rule.is_by_container:
             raise DataError(f"{self._job.stream.description} holds no image. Check the path.")

@@ -191,15 +191,12 @@ def _add_saliency(
     paths = [card.path for card in worst if card.picture]
     if not paths:
         return photos
-    try:
-        found = compute_file_saliency(
-            network.bundle,
-            [manifest.root / path for path in paths],
-            device=network.device,
-            budget_seconds=_SALIENCY_FRACTION * budget.remaining,
-        )
-    except DataError:  # deleted since its thumbnail was drawn
-        return photos
+    found = compute_file_saliency(
+        network.bundle,
+        [manifest.root / path for path in paths],
+        device=network.device,
+        budget_seconds=_SALIENCY_FRACTION * budget.remaining,
+    )  # a photo that was deleted since its thumbnail was drawn has no map
     overlays = {}
     for path, pixels, result in zip(paths, found.pixels, found.maps.results, strict=False):
         if result is not None and result.is_trusted:

@@ -26,20 +26,17 @@ class EmbeddedImages:
 
     Attributes:
         names: Names of the images in predictions, such as their paths, shape (B,).
+        folders: Names of their folders, which are the classes in a folder of classes, shape (B,).
         labels: Predicted class; of a multi-label image its labels with "|" between them, (B,).
         probabilities: Probability of the most probable class, shape (B,).
         embeddings: Features, float32, shape (B, D).
     """
 
     names: Sequence[str]
+    folders: Sequence[str]
     labels: Sequence[str]
     probabilities: Sequence[float]
     embeddings: NDArray[np.float32]
-
-    @property
-    def folders(self) -> list[str]:
-        """Name of the folder of each image, which is its class in a folder of classes."""
-        return [Path(name).parent.name for name in self.names]
 
 
 class EmbeddingWriter(Protocol):

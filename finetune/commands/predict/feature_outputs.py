@@ -97,7 +97,8 @@ class FeatureOutputs:
             rows = zip(names, batch.probabilities.tolist(), strict=True)
             found = (predict_labels(name, row, card) for name, row in rows)
             labels = [LABEL_SEPARATOR.join(prediction.labels) for prediction in found]
-        images = EmbeddedImages(names, labels, values.tolist(), self._features.numpy())
+        folders = [batch.images[row].folder_name for row in batch.rows]
+        images = EmbeddedImages(names, folders, labels, values.tolist(), self._features.numpy())
         self._writer.write(images)
         self.num_embeddings += len(names)
 

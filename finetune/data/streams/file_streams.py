@@ -61,7 +61,7 @@ class FolderStream:
             reason = find_rejection_reason(file)
             if reason is None:
                 num_images += 1
-                yield StreamImage(str(file), file)
+                yield StreamImage(str(file), file, root=str(self.folder))
             elif reason and has_image_suffix(file):
                 num_refused += 1
                 yield StreamImage(escape_path(file), reason=reason)

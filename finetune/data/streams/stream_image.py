@@ -4,12 +4,13 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Protocol, Self
 
 from finetune.data.images.decode import OnValues, open_image, report_values
 from finetune.data.images.lazy_image import LazyImage
 from finetune.data.images.source import MemorySource
+from finetune.data.layouts.split_names import parse_split_name
 from finetune.errors import DataError
 from finetune.types import DEFAULT_READ_OPTIONS, ReadOptions
 
@@ -28,6 +29,8 @@ class StreamImage:
         is_io_error: Whether this stands for all or the rest of a container that could not be
             read because the disk, the network or a permission failed, not for its content:
             later it may have other images.
+        root: Beginning of the name, a folder or tar file that holds the folders of the classes;
+            None for a path that was listed, whose class folder is not known.
     """
 
     name: str
@@ -36,6 +39,21 @@ class StreamImage:
     reason: str | None = None
     container: int | None = None
     is_io_error: bool = False
+    root: str | None = None
+
+    @property
+    def folder_name(self) -> str:
+        """Name of the class folder: the first one below the root that is no folder of a split.
+
+        It is that of the folder that the image lies in if the root is unknown, or has no folders.
+        """
+        path = PurePath(self.name)
+        if self.root is None:
+            return path.parent.name
+        *folders, _ = path.relative_to(self.root).parts
+        while len(folders) > 1 and parse_split_name(folders[0]) is not None:
+            del folders[0]
+        return folders[0] if folders else path.parent.name
 
 
 class ImageStream(Protocol):

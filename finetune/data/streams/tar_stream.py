@@ -13,6 +13,7 @@ from finetune.data.images.formats import IMAGE_SUFFIXES
 from finetune.data.streams.checked_tar import iterate_members
 from finetune.data.streams.stream_image import ListDigest, StreamImage
 from finetune.errors import DataError
+from finetune.system.given_paths import is_folder
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
@@ -107,7 +108,8 @@ def read_tar(stream: io.BufferedReader, name: str, container: int | None) -> Ite
             if len(data) < member.size:
                 raise EOFError("unexpected end of data")
             num_images += 1
-            yield StreamImage(shown, data=data, container=container)
+            root = _make_printable(name)
+            yield StreamImage(shown, data=data, container=container, root=root)
     except _ERRORS as error:
         is_io_error = isinstance(error, OSError) and error.errno is not None
         detail = " ".join(str(error).split()) or type(error).__name__
@@ -122,7 +124,7 @@ def read_tar(stream: io.BufferedReader, name: str, container: int | None) -> Ite
 
 def is_tar_path(path: Path) -> bool:
     """Return whether a path, or a pattern such as ``{000..012}.tar``, is that of tar files."""
-    return path.name.lower().endswith(TAR_SUFFIXES) and not path.is_dir()
+    return path.name.lower().endswith(TAR_SUFFIXES) and not is_folder(path)
 
 
 def expand_braces(text: str) -> list[str]:

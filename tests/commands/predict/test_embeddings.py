@@ -81,6 +81,16 @@ def test_example_with_support_vectors_reads_digits(
     assert float(capsys.readouterr().out) > max(0.94, accuracy)
 
 
+def test_folders_are_those_of_the_classes(digits_run: Path, tmp_path: Path) -> None:
+    source = next((digits_run.parent / "digits-0-4" / "val" / "two").iterdir())
+    for name in ("cat/b.png", "cat/siamese/a.png", "dog/x/y/z/b.png"):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "photos" / name).write_bytes(source.read_bytes())
+    file = tmp_path / "embeddings.npz"
+    finetune.predict(digits_run, tmp_path / "photos", embeddings=file, device="cpu")
+    assert np.load(file)["folders"].tolist() == ["cat", "cat", "dog"]
+
+
 def test_bad_images_have_no_embedding(digits_run: Path, tmp_path: Path) -> None:
     images = tmp_path / "photos"
     images.mkdir()

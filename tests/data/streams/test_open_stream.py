@@ -255,6 +255,41 @@ def test_several_inputs_follow_each_other_in_their_order(tmp_path: Path) -> None
     assert stream.count() == 5
 
 
+NESTED = ("a.png", "cat/a.png", "cat/siamese/b.png", "dog/x/y/z/c.png", "train/d.png",
+          "val_set/cat/siamese/e.png")  # fmt: skip
+CLASS_FOLDERS = ["cat", "cat", "dog", "train", "cat"]
+
+
+@pytest.mark.parametrize("given", ["new", "./new", "new/../new", "{}/new", "."])
+def test_folder_of_an_image_is_its_class_folder_below_the_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    write_images(tmp_path / "new", *NESTED)
+    if given == ".":
+        monkeypatch.chdir("new")
+    names = [image.folder_name for image in read(given.format(tmp_path))]
+    assert names == ["" if given == "." else "new", *CLASS_FOLDERS]
+
+
+def test_folder_of_an_image_in_a_tar_is_its_class_folder(tmp_path: Path) -> None:
+    for file, prefix in (("a.tar", ""), ("b\x07.tar", "./")):
+        write_tar(tmp_path / file, {f"{prefix}{name}": encode_noise(1) for name in NESTED})
+        names = [image.folder_name for image in read(file)]
+        assert names == [Path(read(file)[0].name).parent.name, *CLASS_FOLDERS]
+    stream = PipedStream(Pipe((tmp_path / "a.tar").read_bytes()))
+    assert [image.folder_name for image in stream.iterate()] == ["-", *CLASS_FOLDERS]
+
+
+def test_folder_of_a_listed_image_is_the_one_that_it_lies_in(tmp_path: Path) -> None:
+    write_images(tmp_path / "new", *NESTED)
+    files = [f"new/{name}" for name in NESTED]
+    (tmp_path / "list.txt").write_text("\n".join(files))
+    (tmp_path / "list.csv").write_text("\n".join(["path", *files]))
+    expected = ["new", "cat", "siamese", "z", "train", "siamese"]
+    for inputs in (files, ["list.txt"], ["list.csv"]):
+        assert [image.folder_name for image in read(*inputs)] == expected
+
+
 def test_fingerprint_changes_with_the_list_of_images(tmp_path: Path) -> None:
     write_images(tmp_path / "new", "a.png", "b.png")
     before = open_stream([Path("new")]).compute_fingerprint()
@@ -265,7 +300,7 @@ def test_fingerprint_changes_with_the_list_of_images(tmp_path: Path) -> None:
         PipedStream(io.BytesIO()).compute_fingerprint()
 
 
-@pytest.mark.parametrize("suffix", ["", ".csv", ".parquet", ".jpg"])
+@pytest.mark.parametrize("suffix", ["", ".csv", ".parquet", ".tar", ".jpg"])
 def test_too_long_paths_do_not_exist(suffix: str) -> None:
     path = Path("x" * 300 + suffix)
     with pytest.raises(DataError, match="does not exist"):

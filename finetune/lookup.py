@@ -30,9 +30,9 @@ def suggest_name(name: str, candidates: Iterable[str]) -> str:
 def suggest_path(path: Path) -> str:
     """Return " Did you mean 'a/b'?" for the entry of a folder with the closest name, else ""."""
     with suppress(OSError):
-        close = difflib.get_close_matches(
-            path.name, [entry.name for entry in path.parent.iterdir()], n=1, cutoff=0.6
-        )
+        names = (entry.name for entry in path.parent.iterdir())
+        others = [name for name in names if name != path.name]  # a broken link has the same name
+        close = difflib.get_close_matches(path.name, others, n=1, cutoff=0.6)
         return f" Did you mean '{path.with_name(close[0])}'?" if close else ""
     return ""
 

@@ -22,6 +22,8 @@ def test_suggest_name_gives_closest_else_short_list() -> None:
 def test_suggest_path_gives_the_whole_path_of_the_closest_entry(tmp_path: Path) -> None:
     (tmp_path / "runs" / "latest").mkdir(parents=True)
     assert suggest_path(tmp_path / "runs/latst") == f" Did you mean '{tmp_path}/runs/latest'?"
+    (tmp_path / "runs/broken").symlink_to("gone")
+    assert suggest_path(tmp_path / "runs/broken") == ""
     assert suggest_path(tmp_path / "runs/other") == suggest_path(tmp_path / "rns/latest") == ""
 
 

@@ -1,4 +1,4 @@
-"""Learning-rate compute_factors against hand formulas and torch's own schedulers."""
+"""Learning-rate factors against hand formulas and torch's own schedulers."""
 
 import math
 from collections.abc import Callable

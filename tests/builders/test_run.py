@@ -302,10 +302,9 @@ def test_warmup_is_repeated_at_each_unfreezing(animals: Path) -> None:
         (2, 2, 3),
         (3, 4, 6),
     ]
-    # 5 epochs of 3 steps; a warm-up has 3 steps
+    # 5 epochs of 3 steps; a warm-up has 3 steps, but at most 0.3 of its phase, rounded up
     factors = [training.module.recipe.lr_lambda(step) for step in range(15)]
-    warmup = [1 / 3, 2 / 3, 1.0]
-    assert factors == pytest.approx([*warmup, 1, 1, 1, *warmup, *warmup, 1, 1, 1])
+    assert factors == pytest.approx([0.5, 1, 1, 1, 1, 1, 1, 1, 1, 0.5, 1, 1, 1, 1, 1])
 
 
 def test_class_weights_equal_scikit_learn() -> None:

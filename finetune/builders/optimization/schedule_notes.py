@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from finetune.builders.run import Training
@@ -10,7 +9,6 @@ from finetune.builders.schedules import build_lr_lambda
 from finetune.config.load import replace_values
 from finetune.config.resolved import ResolvedConfig
 from finetune.config.sections.optim import LR_SCHEDULE_NAMES
-from finetune.training.schedules.factor_scheduler import LrFactor
 from finetune.training.schedules.plateau import PlateauSettings
 from finetune.units import format_count
 
@@ -20,11 +18,7 @@ _VANISHING_FACTOR = 1e-3
 _EARLY_FRACTION = 0.25
 """Fraction of the run after which rates that stay so small are remarked on."""
 
-_NEARLY_PEAK = 0.75
-"""Fraction of the peak learning rate below which a repeated warm-up is remarked on."""
-
 _POINTS_PER_EPOCH = 8
-_MAX_POINTS = 2000
 
 _SETTLING_STEPS = 36
 """Optimizer steps below which fine-tuning gained little over its probe; with 6, nothing.
@@ -69,30 +63,6 @@ def describe_late_unfreezing(training: Training) -> str | None:
         f"unfreeze.name={unfreeze.name} unfreezes no layer of the backbone in these "
         f"{format_count(num_epochs, 'epoch')}: only the head trains. Unfreeze earlier with "
         f"unfreeze.params, or increase trainer.epochs."
-    )
-
-
-def describe_unreached_peak(training: Training) -> str | None:
-    """Return a sentence on a warm-up that is repeated so often that the rates stay low.
-
-    Args:
-        training: Objects of the run.
-
-    Returns:
-        None with one phase, or where a step has most of the schedule's largest rate.
-    """
-    compute = training.module.recipe.lr_lambda
-    if training.is_probe_only or not isinstance(compute, LrFactor) or len(compute.phase_starts) < 2:
-        return None
-    steps = range(0, compute.num_steps, math.ceil(compute.num_steps / _MAX_POINTS))
-    reached = max(map(compute, steps)) / max(map(replace(compute, warmup_steps=0), steps))
-    if reached >= _NEARLY_PEAK:
-        return None
-    return (
-        f"Learning rates stay below {math.ceil(100 * reached)}% of their peak: the warm-up of "
-        f"{format_count(compute.warmup_steps, 'step')} begins again with each of "
-        f"{format_count(len(compute.phase_starts), 'phase')} of {compute.num_steps} steps in all. "
-        f"Lower lr_schedule.warmup_fraction for higher ones."
     )
 
 

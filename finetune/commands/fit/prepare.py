@@ -18,7 +18,6 @@ from finetune.builders.optimization.schedule_notes import (
     describe_few_steps,
     describe_late_unfreezing,
     describe_schedule_effect,
-    describe_unreached_peak,
 )
 from finetune.bundle.model_card import ModelCard
 from finetune.bundle.model_page.weights_origin import find_weights_origin
@@ -127,7 +126,7 @@ def note_schedule(training: Training, reporter: Reporter, *, is_new: bool = Fals
         reporter: Receiver of the notes.
         is_new: Whether the run may still have other epochs: too few steps are noted, too.
     """
-    describers = [describe_schedule_effect, describe_late_unfreezing, describe_unreached_peak]
+    describers = [describe_schedule_effect, describe_late_unfreezing]
     if is_new:
         describers.append(describe_few_steps)
     for remark in (describe(training) for describe in describers):

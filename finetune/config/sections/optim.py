@@ -144,7 +144,8 @@ class LrScheduleConfig(Section):
     )
     warmup_fraction: Annotated[float, Field(ge=0, le=0.5)] | Auto = Field(
         "auto",
-        description="fraction of all steps for a linear warm-up, repeated after each unfreezing; "
+        description="fraction of all steps for a linear warm-up, repeated after each unfreezing "
+        "within 0.3 of the steps of a short phase; "
         "auto: 0.05, after a linear probe enough for 30 steps, from 0.05 to 0.3; one_cycle: 0",
     )
     final_factor: float = Field(

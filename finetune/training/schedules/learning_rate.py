@@ -8,6 +8,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
+MAX_PHASE_WARMUP = 0.3
+"""Largest fraction of a phase for its warmup, unless that of the whole run is larger."""
+
 _ROUNDING = 1e-9
 """Least distance to the end of an epoch, in epochs, since the progress is a rounded fraction."""
 
@@ -212,16 +215,23 @@ def compute_lr_factor(
 ) -> float:
     """Compute the factor at a step: the schedule, with a linear warmup at the start of each phase.
 
+    The warmup of a short phase takes at most ``MAX_PHASE_WARMUP`` of its steps, or as large a
+    fraction of them as of all steps if that is more: every phase reaches the rate of the schedule.
+
     Args:
         step: Number of completed optimizer steps.
         schedule: Function from progress in [0, 1] to factor.
         num_steps: Number of steps of the run.
-        warmup_steps: Number of steps of each warmup; 0 disables it.
+        warmup_steps: Number of steps of each warmup, in phases that are long enough; 0 disables it.
         phase_starts: Steps at which layers are unfrozen, ascending, the first of them 0.
     """
     factor = schedule(min(1.0, step / max(1, num_steps)))
-    steps_in_phase = step - phase_starts[bisect.bisect_right(phase_starts, step) - 1]
-    return factor * min(1.0, (steps_in_phase + 1) / warmup_steps) if warmup_steps else factor
+    if not warmup_steps:
+        return factor
+    phase = bisect.bisect_right(phase_starts, step) - 1
+    start, end = [*phase_starts, max(num_steps, step + 1)][phase : phase + 2]
+    longest = (end - start) * max(MAX_PHASE_WARMUP, warmup_steps / num_steps)
+    return factor * min(1.0, (step - start + 1) / min(warmup_steps, math.ceil(longest)))
 
 
 def _interpolate_cycle(

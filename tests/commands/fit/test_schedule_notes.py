@@ -13,7 +13,6 @@ from finetune.builders.optimization.schedule_notes import (
     describe_few_steps,
     describe_late_unfreezing,
     describe_schedule_effect,
-    describe_unreached_peak,
 )
 from finetune.commands.fit.prepare import prepare_run
 from finetune.config.load import replace_values
@@ -86,27 +85,6 @@ def test_unfreezing_after_the_last_epoch_is_noted(training: tuple[Training, list
     in_time = (Phase(0, 4, 1), Phase(5, NUM_EPOCHS - 1, 3))
     assert describe_late_unfreezing(replace(late, phases=in_time)) is None
     assert describe_late_unfreezing(prepared) is None, "random weights train whole"
-
-
-def test_warmup_that_repeats_in_short_phases_is_noted(tmp_path: Path) -> None:
-    data = write_photos(tmp_path / "photos")
-    weights = str(write_weights(tmp_path / "weights.pth"))
-
-    def describe(**values: Any) -> str | None:
-        given = {"model__weights": weights, "trainer__epochs": 6, "unfreeze__name": "gradual"}
-        return describe_unreached_peak(create_small_training(data, **given, **values))
-
-    remark = describe(lr_schedule__warmup_fraction=0.3, lr_schedule__name="constant")
-    assert remark is None, "the last phase is long enough"
-    remark = describe(lr_schedule__warmup_fraction=0.5, lr_schedule__name="linear")
-    assert remark is not None
-    found = re.search(r"below (\d+)% of their peak: the warm-up of 9 steps .* 18 steps", remark)
-    assert found is not None, remark
-    assert 0 < int(found[1]) < 75
-    assert describe(lr_schedule__warmup_fraction=0) is None
-    one_phase = {"unfreeze__name": "all", "lr_schedule__warmup_fraction": 0.5}
-    training = create_small_training(data, **{"model__weights": weights, **one_phase})
-    assert describe_unreached_peak(training) is None
 
 
 def test_few_steps_after_a_probe_are_noted(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -177,16 +178,30 @@ def test_warmup_equals_torch_linear_warmup() -> None:
 
 
 def test_warmup_repeats_at_each_phase_while_schedule_continues() -> None:
-    lr_factors = compute_factors(linear, warmup_steps=4, phase_starts=[0, 10, 25])
-    for start, end in ((0, 10), (10, 25), (25, STEPS)):
+    lr_factors = compute_factors(linear, warmup_steps=4, phase_starts=[0, 12, 26])
+    for start, end in ((0, 12), (12, 26), (26, STEPS)):
         for number in range(start, end):
             warmup = min(1.0, (number - start + 1) / 4)
             assert lr_factors[number] == pytest.approx(warmup * (1 - number / STEPS)), number
 
 
-def test_warmup_longer_than_phase_restarts_at_next_phase() -> None:
-    lr_factors = compute_factors(constant, warmup_steps=10, phase_starts=[0, 3])
-    assert lr_factors[:5] == pytest.approx([0.1, 0.2, 0.3, 0.1, 0.2])
+def test_warmup_takes_at_most_its_fraction_of_a_short_phase() -> None:
+    lr_factors = compute_factors(constant, warmup_steps=10, phase_starts=[0, 10])
+    assert lr_factors[:10] == pytest.approx([1 / 3, 2 / 3] + 8 * [1.0])
+    assert lr_factors[10:] == pytest.approx([k / 9 for k in range(1, 10)] + 21 * [1.0])
+
+
+@pytest.mark.parametrize("phase_starts", [[0], [0, 7, 14, 21], [0, 1, 39]])
+def test_every_phase_reaches_the_rate_of_the_schedule(phase_starts: list[int]) -> None:
+    lr_factors = compute_factors(constant, warmup_steps=12, phase_starts=phase_starts)
+    for start, end in pairwise([*phase_starts, STEPS]):
+        assert max(lr_factors[start:end]) == 1
+
+
+@pytest.mark.parametrize("warmup_steps", [1, 7, 12, 29, 40])
+def test_warmup_of_one_phase_has_all_its_steps(warmup_steps: int) -> None:
+    lr_factors = compute_factors(constant, warmup_steps=warmup_steps)
+    assert lr_factors == pytest.approx([min(1, (k + 1) / warmup_steps) for k in range(STEPS)])
 
 
 def test_lr_factor_after_last_step_keeps_final_value() -> None:

@@ -137,18 +137,6 @@ def compute_logit_shift(target: Sequence[float], model: Sequence[float]) -> tupl
     return tuple(math.log(t) - math.log(m) if t > 0 else -math.inf for t, m in pairs)
 
 
-def compute_card_shift(card: Mapping[str, Any]) -> tuple[float, ...] | None:
-    """Return the logit adjustment that the JSON of a model card states, shape (K,); None for none.
-
-    Raises:
-        ValueError: A class has a positive target but a model prior of 0.
-    """
-    priors = card.get("priors")
-    if priors is None or priors["target"] is None:
-        return None
-    return compute_logit_shift(priors["target"], priors["model"])
-
-
 def adjust_priors(priors: Priors, *, strength: float) -> Priors:
     """Return priors with a target between the model prior and a uniform one.
 

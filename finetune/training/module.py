@@ -15,9 +15,8 @@ from torch.func import functional_call
 from torch.optim import Optimizer
 
 from finetune.bundle.checkpoint_file import AVERAGE_KEY
-from finetune.bundle.model_card import CARD_KEY, get_train_counts
+from finetune.bundle.model_card import CARD_KEY, ModelCard, get_train_counts
 from finetune.data.dataset import Batch
-from finetune.evaluation.priors import compute_card_shift
 from finetune.evaluation.validation import compute_outputs, compute_validation_metrics
 from finetune.models.classifier import ImageClassifier, normalise
 from finetune.system.hardware import seed_device
@@ -179,7 +178,8 @@ class ClassificationModule(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Compute the logit adjustment of the model that the checkpoint of this epoch will hold."""
-        shift = compute_card_shift(self.recipe.build_epoch_card(self.card, self.current_epoch))
+        card = self.recipe.build_epoch_card(self.card, self.current_epoch)
+        shift = ModelCard.from_json(card).shift
         self._logit_shift = None if shift is None else torch.tensor(shift)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

@@ -59,8 +59,8 @@ OVERRIDABLE_KEYS = (
 )
 """Keys, and sections ending in a dot, that may change in a resumed run; others define the run."""
 
-START_KEYS = ("optim.lr", "checkpoint.monitor")
-"""Keys that may also change before the first checkpoint of an epoch, as after ``fit --lr-find``.
+START_KEYS = {"optim.lr": "", "checkpoint.monitor": ", by which its best model was chosen,"}
+"""Keys that may also change before the first checkpoint of an epoch, and a clause on why not later.
 
 In a cross-validation, before the first fold has begun. A checkpoint has the score of the best model
 so far, which says nothing about another metric.
@@ -228,15 +228,10 @@ def _check_changes(stored: Config, config: Config, *, has_started: bool) -> None
     for key, (before, after) in diff_configs(stored, config).items():
         is_part = key == "cross_validation.fold" and before is not None
         if is_part or (key not in keys and not key.startswith(sections)):
-            found = format_yaml_value(before)
-            reason = (
-                f", whose best model so far was chosen by {found}"
-                if key == "checkpoint.monitor"
-                else ""
-            )
             raise ConfigError(
-                f"{key} is {found} in the run and cannot become {format_yaml_value(after)} in a "
-                f"resumed run{reason}. Leave it out, or start a new run without --resume."
+                f"{key} is {format_yaml_value(before)} in the run{START_KEYS.get(key, '')} and "
+                f"cannot become {format_yaml_value(after)} in a resumed run. "
+                f"Leave it out, or start a new run without --resume."
             )
 
 

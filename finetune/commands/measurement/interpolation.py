@@ -19,10 +19,9 @@ from finetune.bundle.checkpoint_file import (
     load_checkpoint_file,
     save_checkpoint_file,
 )
-from finetune.bundle.model_card import CARD_KEY
+from finetune.bundle.model_card import CARD_KEY, ModelCard
 from finetune.commands.fit.finalize import choose_eval_batch_size
 from finetune.data.dataset import create_loader
-from finetune.evaluation.priors import compute_card_shift
 from finetune.evaluation.validation import (
     compute_calibrated_losses,
     compute_outputs,
@@ -244,7 +243,7 @@ def _evaluate(
             logits.append(extractor.head(extractor(pixels)[0]).float().cpu())
         labels.append(batch["label"])
         reporter.advance(len(batch["label"]))
-    unshifted, card_shift = torch.cat(logits), compute_card_shift(card)
+    unshifted, card_shift = torch.cat(logits), ModelCard.from_json(card).shift
     shift = None if card_shift is None else torch.tensor(card_shift)
     shifted = unshifted if shift is None else unshifted + shift
     target = torch.cat(labels)

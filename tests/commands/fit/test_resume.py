@@ -151,8 +151,10 @@ def test_metric_of_the_best_epoch_changes_before_the_first_checkpoint_only(
     finetune.resume(path, assignments={"trainer.epochs": 1})
     assert read_monitor() == load_checkpoint(path)["callbacks"]["checkpoint/best"]["monitor"][4:]
     assert read_monitor() == "loss"
-    message = r"checkpoint\.monitor is 'loss' .*by which its best model was chosen, "
-    r"and cannot become 'accuracy'.*new run"
+    message = (
+        r"checkpoint\.monitor is 'loss' .*by which its best model was chosen, "
+        r"and cannot become 'accuracy'.*new run"
+    )
     patience = {"trainer.epochs": 3, "trainer.early_stopping_patience": 1}
     with pytest.raises(ConfigError, match=message):
         finetune.resume(path, assignments={key: "accuracy", **patience})
